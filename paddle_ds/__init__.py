@@ -1,0 +1,27 @@
+"""Paddle-DS: DeepSeek-R1 distilled models in INT8 on PaddlePaddle.
+
+    from paddle_ds import LLM, SamplingParams
+
+Importing this package is cheap: Paddle itself is loaded when the first :class:`LLM` is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from paddle_ds.config.sampling import SamplingParams
+from paddle_ds.errors import PaddleDSError
+
+if TYPE_CHECKING:
+    from paddle_ds.engine.llm import LLM, Completion, RequestOutput
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "Completion", "PaddleDSError", "RequestOutput", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"LLM", "Completion", "RequestOutput"}:
+        from paddle_ds.engine import llm
+
+        return getattr(llm, name)
+    raise AttributeError(f"module 'paddle_ds' has no attribute {name!r}")

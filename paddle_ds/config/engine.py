@@ -1,0 +1,141 @@
+"""``EngineConfig``: composed, frozen, every field with its unit in its name; read from YAML, flags or Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from paddle_ds.errors import ConfigError
+
+Quant = Literal["auto", "w8a8", "w8a16", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    #: tokens of one block
+    block_tokens: int = 16
+    #: tokens the whole cache holds; ``None``: as many as the memory plan allows, at most every request at full length
+    max_tokens: int | None = None
+    #: most bytes for the cache where ``max_tokens`` is not given; ``None``: a share of free memory
+    max_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig:
+    """Admission and batching."""
+
+    #: requests that are computed at the same time
+    max_running_requests: int = 64
+    #: requests that may wait; one more is answered ``server_overloaded``
+    max_waiting_requests: int = 2048
+    #: tokens of one step, prompt chunks and decoded tokens together
+    max_batch_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Everything the engine needs to know before it loads a checkpoint."""
+
+    #: directory of the checkpoint, or a hub name; empty: the embedded model
+    model: str = ""
+    #: name under which the model is served; empty: the directory's name
+    served_name: str = ""
+    #: ``auto``: as stored, and ``w8a8`` for a checkpoint that is not quantised
+    quant: Quant = "auto"
+    #: ``cpu`` or a device type with an index, such as ``npu:0``
+    device: str = "cpu"
+    #: longest prompt plus answer in tokens; ``None``: what the model was made for
+    max_context_tokens: int | None = None
+    #: kernel threads; ``None``: the cores this process may use
+    num_threads: int | None = None
+    #: turn silent fallbacks into errors
+    strict: bool = False
+    cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        if self.quant not in typing.get_args(Quant):
+            raise ConfigError(f"quant is {self.quant!r}; expected one of {', '.join(typing.get_args(Quant))}")
+        for name, value in _numbers(self):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; expected at least 1")
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> EngineConfig:
+        """Read a file whose keys are the fields of this class.
+
+        Raises:
+            ConfigError: unreadable, not YAML, an unknown key, or a value of the wrong type.
+        """
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        return typing.cast(EngineConfig, from_mapping(cls, raw or {}, str(path)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :func:`from_mapping` reads back to an equal record."""
+        return dataclasses.asdict(self)
+
+
+def _numbers(config: EngineConfig) -> list[tuple[str, int | None]]:
+    return [
+        ("max_context_tokens", config.max_context_tokens),
+        ("num_threads", config.num_threads),
+        ("cache.block_tokens", config.cache.block_tokens),
+        ("cache.max_tokens", config.cache.max_tokens),
+        ("cache.max_bytes", config.cache.max_bytes),
+        ("scheduler.max_running_requests", config.scheduler.max_running_requests),
+        ("scheduler.max_waiting_requests", config.scheduler.max_waiting_requests),
+        ("scheduler.max_batch_tokens", config.scheduler.max_batch_tokens),
+    ]
+
+
+def from_mapping(cls: type, raw: Any, where: str) -> Any:
+    """Build the dataclass ``cls`` from nested mappings, refusing unknown keys and wrong types."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: expected a mapping, found {type(raw).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in raw if key not in hints]
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            values[key] = from_mapping(typing.cast(type, hint), value, f"{where}: {key}")
+        else:
+            values[key] = _checked(value, hint, f"{where}: {key}")
+    return cls(**values)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    allowed: tuple[Any, ...] = (hint,)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        allowed = typing.get_args(hint)
+    for option in allowed:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is type(None):
+            if value is None:
+                return None
+        elif isinstance(value, option) and not (isinstance(value, bool) and option is not bool):
+            return value
+    raise ConfigError(f"{where}: {value!r} is wrong; expected {_readable(hint)}")
+
+
+def _readable(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_readable(option) for option in typing.get_args(hint))
+    return "nothing" if hint is type(None) else str(getattr(hint, "__name__", hint))

@@ -1,0 +1,1 @@
+"""Typed msgpack frames over ZeroMQ between HTTP workers and the engine process."""

@@ -1,0 +1,121 @@
+"""Every environment variable the project reads, with its type, default and meaning.
+
+Nothing else in the project touches ``os.environ`` for configuration. A value that does not parse is an error, not a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paddle_ds.errors import ConfigError
+
+PREFIX = "PADDLE_DS_"
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("a whole number of at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise ValueError("a number above 0")
+    return value
+
+
+def _flag(text: str) -> bool:
+    values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
+    if text.lower() not in values:
+        raise ValueError("1 or 0")
+    return values[text.lower()]
+
+
+def _default_runtime_dir() -> str:
+    return str(Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"paddle-ds-{os.getuid()}")
+
+
+def _default_cache_dir() -> str:
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paddle-ds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """One row of the table."""
+
+    field: str
+    parse: Callable[[str], Any]
+    default: Any
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        return PREFIX + self.field.upper()
+
+
+TABLE: tuple[Variable, ...] = (
+    Variable("log_level", _choice("debug", "info", "warning", "error"), "info", "least severe log line that is written"),
+    Variable("log_format", _choice("text", "json"), "text", "how log lines are written to standard error"),
+    Variable("runtime_dir", str, _default_runtime_dir, "where sockets of running servers live (mode 0700)"),
+    Variable("cache_dir", str, _default_cache_dir, "where built operators and fetched checkpoints are kept"),
+    Variable("num_threads", _positive_int, None, "threads of the engine's kernels (default: the cores this process may use)"),
+    Variable("hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"),
+    Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
+    Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
+    Variable("strict", _flag, False, "turn every silent fallback into an error"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The parsed table. Fields are the rows of :data:`TABLE`."""
+
+    log_level: str
+    log_format: str
+    runtime_dir: str
+    cache_dir: str
+    num_threads: int | None
+    hub_source: str
+    hub_timeout_s: float
+    sse_ping_s: float
+    strict: bool
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigError: a variable has a value that does not parse, or starts with ``PADDLE_DS_`` and is not in the table.
+    """
+    environ = os.environ if environ is None else environ
+    known = {variable.name for variable in TABLE} | {PREFIX + "TEST_DATA"}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            raise ConfigError(f"environment: unknown variable {name}; known: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for variable in TABLE:
+        text = environ.get(variable.name)
+        if text is None:
+            values[variable.field] = variable.default() if callable(variable.default) else variable.default
+            continue
+        try:
+            values[variable.field] = variable.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"environment: {variable.name}={text!r} is wrong; expected {error}") from error
+    return Settings(**values)
