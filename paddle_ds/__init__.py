@@ -7,6 +7,7 @@ Importing this package is cheap: Paddle itself is loaded when the first :class:`
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from paddle_ds.config.sampling import SamplingParams
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "PaddleDSError", "RequestOutput", "SamplingParams", "__version__"]
+
+# a library is silent unless asked: `paddle_ds.logs.configure()` or your own handler and level
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+logging.getLogger(__name__).setLevel(logging.WARNING)
 
 
 def __getattr__(name: str) -> Any:

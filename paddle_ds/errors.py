@@ -14,6 +14,7 @@
     │   ├── TensorDtypeError             a tensor is stored in a type its format does not allow
     │   ├── TensorNotFiniteError         a tensor holds NaN or infinity
     │   ├── TruncatedFileError           a file ends before its header says it does
+    │   ├── CorruptFileError             a file contradicts itself: no header, overlapping tensors, garbage
     │   ├── UnsafePickleError            a pickle wants to build something that is not an array
     │   └── HubError                     a checkpoint could not be fetched from a hub
     ├── TokenizerError               tokenizer files are absent or broken
@@ -121,6 +122,10 @@ class TensorNotFiniteError(CheckpointError):
 
 class TruncatedFileError(CheckpointError):
     code = "checkpoint_truncated_file"
+
+
+class CorruptFileError(CheckpointError):
+    code = "checkpoint_corrupt_file"
 
 
 class UnsafePickleError(CheckpointError):

@@ -78,6 +78,7 @@ TABLE: tuple[Variable, ...] = (
     Variable("hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"),
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
+    Variable("engine_socket", str, None, "ZeroMQ address of the engine that an HTTP worker talks to (set by `paddle-ds serve`)"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
 
@@ -94,6 +95,7 @@ class Settings:
     hub_source: str
     hub_timeout_s: float
     sse_ping_s: float
+    engine_socket: str | None
     strict: bool
 
 

@@ -192,6 +192,8 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedError(f"{where}: hidden_act {activation!r}; have: silu")
+    if raw.get("alibi"):
+        raise UnsupportedError(f"{where}: alibi is true; only rotary positions are implemented")
     if raw.get("use_sliding_window"):
         raise UnsupportedError(f"{where}: use_sliding_window is true; only full attention is implemented")
 
@@ -202,6 +204,8 @@ def _rope(raw: Mapping[str, Any], reader: _Fields, where: str) -> tuple[RopeScal
     nested = nested if isinstance(nested, dict) else {}
     theta = _Fields(nested, f"{where}: rope_parameters").number("rope_theta", reader.number("rope_theta", 10000.0))
     scaling = raw.get("rope_scaling") or nested
+    if raw.get("rope_scaling_type") and not scaling:  # PaddleNLP's spelling
+        scaling = {"rope_type": raw["rope_scaling_type"], "factor": raw.get("rope_scaling_factor", 1.0)}
     if not scaling:
         return RopeScaling(), theta
     if not isinstance(scaling, dict):

@@ -1,0 +1,60 @@
+# The same commands as in README.md. Everything is installed into .venv from a lock; nothing outside it is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+
+.PHONY: help serve test test-floor check bench golden lock clean
+
+help:
+	@echo "make serve [MODEL=path-or-hub-name] [HOST=127.0.0.1] [PORT=8000] [ARGS='--quant w8a8 ...']"
+	@echo "make test | check | bench | test-floor | golden | lock | clean"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python found; install python3.11 and python3.11-venv, or call make with PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv"; exit 1; }
+
+# A lock lists every package with its hashes, so pip needs no resolver (--no-deps) and accepts nothing else.
+$(VENV)/.serve: requirements.lock setup.py | $(BIN)/python
+	@echo "installing the server into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock setup.py | $(BIN)/python
+	@echo "installing the development environment into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.serve $@
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/paddle-ds serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.dev
+	$(BIN)/paddle-ds bench engine --json $(ARGS)
+
+# The oldest Paddle we support, in an environment of its own: load, parity, one chat.
+test-floor: $(VENV)/.dev
+	tools/test_floor.sh "$(PYTHON)"
+
+golden:
+	$(PYTHON) tools/make_golden_hf.py
+
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet requirements-dev.in -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -c requirements-dev.lock requirements.in -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .venv-* build dist *.egg-info

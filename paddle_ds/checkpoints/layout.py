@@ -1,0 +1,197 @@
+"""The base of all formats whose tensors lie in files: their names are the subclass's matter, checking is here."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight, StoredTensor, Weight
+from paddle_ds.checkpoints.dtypes import FLOATS, Array, Float32Array, count_not_finite, widen
+from paddle_ds.checkpoints.raw import RawTensor, TensorFiles
+from paddle_ds.config.model import ModelConfig
+from paddle_ds.config.tensors import TensorSpec, model_specs
+from paddle_ds.errors import (
+    ConfigMismatchError,
+    CorruptFileError,
+    MissingTensorError,
+    TensorDtypeError,
+    TensorNotFiniteError,
+    TensorShapeError,
+    UnexpectedTensorError,
+)
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a canonical tensor is: its name in the files, and the name of its scales where it is an INT8 weight."""
+
+    raw: str
+    #: stored as ``[in, out]``
+    transposed: bool = False
+    scale: str | None = None
+
+
+class FileCheckpoint(Checkpoint):
+    """A checkpoint over :class:`TensorFiles`. The whole inventory is verified on construction."""
+
+    #: stored type -> the floating-point type it means
+    float_types: ClassVar[Mapping[str, str]] = {name: name for name in FLOATS}
+
+    def __init__(self, directory: Path, config: ModelConfig, files: TensorFiles) -> None:
+        """Locate and verify every tensor of ``model_specs(config)``; nothing else may be in the files.
+
+        Raises:
+            ConfigMismatchError: the files hold another number of layers than ``config.json`` says.
+            MissingTensorError, UnexpectedTensorError, TensorShapeError, TensorDtypeError: see their names.
+            UnsupportedError: a quantisation scheme that is not implemented.
+        """
+        self.directory = directory
+        self.config = config
+        self._files = files
+        self._check_num_layers()
+        self._sources: dict[str, Source] = {}
+        self._stored: dict[str, StoredTensor] = {}
+        for spec in model_specs(config):
+            source = self.locate(spec)
+            self._sources[spec.name] = source
+            self._stored[spec.name] = self._verified(spec, source)
+        self._refuse_the_rest()
+
+    @classmethod
+    @abc.abstractmethod
+    def claims(cls, config: ModelConfig, files: TensorFiles) -> bool:
+        """Whether these files are in this format, by what ``config.json`` says and how tensors are called."""
+
+    @abc.abstractmethod
+    def locate(self, spec: TensorSpec) -> Source:
+        """Where ``spec`` must be in this format. Called once per tensor, before ``self`` is complete."""
+
+    def is_ignorable(self, tensor: RawTensor) -> bool:
+        """Whether a tensor that no spec asks for does no harm."""
+        if tensor.name.endswith("rotary_emb.inv_freq"):
+            return True
+        # a tied head is the embedding; some writers store it a second time
+        if tensor.name == HEAD and self.config.tie_word_embeddings:
+            expected = (self.config.vocab_size, self.config.hidden_size)
+            if tensor.shape != expected:
+                raise TensorShapeError(
+                    f"{tensor.file}: tensor '{HEAD}': found {list(tensor.shape)}; "
+                    f"expected {list(expected)}, the tied embedding's"
+                )
+            return True
+        return False
+
+    def stored(self) -> Mapping[str, StoredTensor]:
+        return self._stored
+
+    def ignored(self) -> frozenset[str]:
+        return frozenset()
+
+    def read(self, spec: TensorSpec) -> Weight:
+        source = self._sources[spec.name]
+        values = self._files.array(source.raw)
+        if source.scale is not None:
+            return Int8Weight(values, self._scales(source.scale))
+        dtype = self._stored[spec.name].dtype
+        self._check_finite(source.raw, values, dtype)
+        return DenseTensor(values.T if source.transposed else values, dtype)
+
+    def release(self, spec: TensorSpec) -> None:
+        source = self._sources[spec.name]
+        self._files.release(source.raw)
+        if source.scale is not None:
+            self._files.release(source.scale)
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _scales(self, name: str) -> Float32Array:
+        """Scales of an INT8 weight, float32 ``[out]``."""
+        values = self._files.array(name)
+        dtype = self._float_type(self._files.tensors[name])
+        self._check_finite(name, values, dtype)
+        scales = widen(values, dtype).reshape(-1)
+        if scales.size and scales.min() < 0:
+            file = self._files.tensors[name].file
+            raise CorruptFileError(
+                f"{file}: tensor '{name}': found a scale of {scales.min()}; expected none below zero"
+            )
+        return scales
+
+    def _check_finite(self, name: str, values: Array, dtype: str) -> None:
+        bad = count_not_finite(values, dtype)
+        if bad:
+            file = self._files.tensors[name].file
+            raise TensorNotFiniteError(
+                f"{file}: tensor '{name}': found {bad} NaN or infinite of {values.size} values; expected none"
+            )
+
+    def _check_num_layers(self) -> None:
+        layers = {int(match[1]) for name in self._files.tensors if (match := _LAYER.search(name))}
+        num_stored = max(layers, default=-1) + 1
+        if layers and num_stored != self.config.num_layers:
+            raise ConfigMismatchError(
+                f"{self.directory / 'config.json'}: num_hidden_layers is {self.config.num_layers}; "
+                f"the files hold {num_stored} layers"
+            )
+
+    def _verified(self, spec: TensorSpec, source: Source) -> StoredTensor:
+        tensor = self._require(source.raw, spec)
+        expected = spec.shape[::-1] if source.transposed else spec.shape
+        if tensor.shape != expected:
+            raise _shape_error(tensor, list(expected))
+        if source.scale is None:
+            return StoredTensor(spec.name, spec.shape, self._float_type(tensor), tensor.nbytes, tensor.file)
+        if tensor.dtype != "int8":
+            raise TensorDtypeError(f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected int8")
+        scale = self._require(source.scale, spec)
+        num_out = spec.shape[0]
+        if scale.shape not in ((num_out,), (num_out, 1)):
+            raise _shape_error(scale, f"{[num_out]} or {[num_out, 1]}")
+        self._float_type(scale)
+        return StoredTensor(spec.name, spec.shape, "int8", tensor.nbytes + scale.nbytes, tensor.file)
+
+    def _float_type(self, tensor: RawTensor) -> str:
+        """The type of a tensor that must be floating point."""
+        found = self.float_types.get(tensor.dtype)
+        if found is None:
+            expected = ", ".join(FLOATS)
+            raise TensorDtypeError(
+                f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected one of {expected}"
+            )
+        return found
+
+    def _require(self, raw: str, spec: TensorSpec) -> RawTensor:
+        tensor = self._files.tensors.get(raw)
+        if tensor is None:
+            hint = ""
+            if spec.name == HEAD:
+                hint = "; tie_word_embeddings in config.json is false, so the head needs a tensor of its own"
+            raise MissingTensorError(
+                f"{self.directory}: tensor '{raw}' is missing; "
+                f"expected {list(spec.shape)} of {spec.role.value} '{spec.name}'{hint}"
+            )
+        return tensor
+
+    def _refuse_the_rest(self) -> None:
+        asked = {name for source in self._sources.values() for name in (source.raw, source.scale)}
+        extra = [t for name, t in self._files.tensors.items() if name not in asked and not self.is_ignorable(t)]
+        if extra:
+            more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+            raise UnexpectedTensorError(
+                f"{extra[0].file}: tensor '{extra[0].name}' {list(extra[0].shape)}{more} is not part of "
+                f"{self.config.architecture} as {self.directory / 'config.json'} describes it"
+            )
+
+
+def _shape_error(tensor: RawTensor, expected: object) -> TensorShapeError:
+    return TensorShapeError(f"{tensor.file}: tensor '{tensor.name}': found {list(tensor.shape)}; expected {expected}")

@@ -1,0 +1,68 @@
+"""Variables that must stand in the environment before Paddle is loaded. No paddle here.
+
+Paddle's bundled MKL takes a slow path on processors that are not Intel's; ``MKL_DEBUG_CPU_TYPE=5`` turns its AVX2 path on,
+about three times faster for float32 matrix products. oneDNN is not affected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (affinity and cgroup quota respected)."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def cpu_vendor() -> str:
+    """``AuthenticAMD``, ``GenuineIntel``, ``HygonGenuine`` …, or an empty string where the kernel does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def variables(num_threads: int | None = None) -> dict[str, str]:
+    """What to set for a process that will load Paddle, leaving alone what the user set."""
+    wanted = {"OMP_NUM_THREADS": str(num_threads or usable_cores())}
+    if cpu_vendor() in ("AuthenticAMD", "HygonGenuine"):
+        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    if num_threads is not None:
+        return {name: value for name, value in wanted.items() if name == "OMP_NUM_THREADS" or name not in os.environ}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def prepare(num_threads: int | None = None) -> bool:
+    """Set :func:`variables` here. Returns false where Paddle was loaded before, so that they come too late."""
+    if "paddle" in sys.modules:
+        return False
+    os.environ.update(variables(num_threads))
+    return True
+
+
+def import_paddle() -> None:
+    """Import Paddle without the advice it prints for training (threads, compiler caches); it goes to the debug log instead."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
+        warnings.simplefilter("ignore")
+        import paddle  # noqa: F401
+    if printed.getvalue().strip():
+        logger.debug("paddle.said %s", printed.getvalue().strip())

@@ -1,0 +1,1 @@
+"""The step loop, the engine process around it, and the offline ``LLM``."""

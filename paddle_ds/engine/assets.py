@@ -1,0 +1,24 @@
+"""Which checkpoint an ``EngineConfig`` means, and how it is to be quantised. No paddle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_ds.checkpoints.base import Checkpoint
+from paddle_ds.config.engine import EngineConfig
+from paddle_ds.config.recipe import Recipe
+
+#: the model that is served when none is named
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-r1"
+
+
+def resolve_model(config: EngineConfig) -> str:
+    """The path or hub name to open; the embedded model where none is given."""
+    return config.model or str(EMBEDDED_MODEL)
+
+
+def recipe_for(checkpoint: Checkpoint, config: EngineConfig) -> Recipe:
+    """What ``config.quant`` means for this checkpoint."""
+    stored_int8 = any(tensor.dtype == "int8" for tensor in checkpoint.stored().values())
+    ignored = frozenset(name.removesuffix(".weight") for name in checkpoint.ignored())
+    return Recipe(config.quant, stored_int8, ignored)

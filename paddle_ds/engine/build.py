@@ -1,0 +1,136 @@
+"""From an ``EngineConfig`` to a running ``Engine``: open, plan, load."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from paddle_ds.checkpoints import open_checkpoint
+from paddle_ds.checkpoints.base import Checkpoint
+from paddle_ds.config.engine import EngineConfig
+from paddle_ds.config.model import ModelConfig
+from paddle_ds.config.recipe import Recipe
+from paddle_ds.devices.discovery import open_device
+from paddle_ds.engine.assets import recipe_for, resolve_model
+from paddle_ds.engine.core import Engine, Limits
+from paddle_ds.errors import ConfigMismatchError
+from paddle_ds.kernels.registry import choose
+from paddle_ds.logs import fields
+from paddle_ds.runtime.loader import load_decoder
+from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
+from paddle_ds.runtime.model_runner import ModelRunner
+from paddle_ds.runtime.sampler import Sampler
+from paddle_ds.sched import BlockPool, Scheduler
+from paddle_ds.settings import Settings
+from paddle_ds.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """An engine and what is known of the model in it."""
+
+    engine: Engine
+    runner: ModelRunner
+    tokenizer: Tokenizer
+    model: ModelConfig
+    directory: Path
+    name: str
+    checkpoint_format: str
+    recipe: Recipe
+    plan: MemoryPlan
+    kernels: dict[str, str]
+    fallbacks: dict[str, str]
+    weight_bytes: dict[str, int]
+    load_s: float
+
+
+def load(
+    config: EngineConfig, settings: Settings | None = None, progress: Callable[[float], None] = lambda share: None
+) -> LoadedModel:
+    """Open the checkpoint, plan its memory, load it.
+
+    Raises:
+        PaddleDSError: the checkpoint, the device or the memory does not allow it; nothing is half loaded.
+    """
+    started = time.monotonic()
+    device = open_device(config.device)
+    device.activate()
+    with open_checkpoint(resolve_model(config), settings) as checkpoint:
+        tokenizer = Tokenizer.from_dir(checkpoint.directory)
+        _check_vocabulary(tokenizer, checkpoint)
+        recipe = recipe_for(checkpoint, config)
+        plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, device.memory_stats())
+        _log_plan(checkpoint, recipe, plan)
+        kernels = choose(device, strict=config.strict)
+        decoder = load_decoder(checkpoint, recipe, kernels, progress)
+        directory, checkpoint_format = checkpoint.directory, checkpoint.format
+    runner = ModelRunner(
+        decoder, Sampler(tokenizer.num_tokens), num_blocks=plan.num_blocks, block_tokens=plan.block_tokens
+    )
+    scheduler = Scheduler(config.scheduler, BlockPool(plan.num_blocks, plan.block_tokens))
+    eos_ids = frozenset(tokenizer.eos_ids) | frozenset(decoder.config.eos_token_ids)
+    limits = Limits(plan.max_context_tokens, tokenizer.num_tokens, eos_ids)
+    loaded = LoadedModel(
+        engine=Engine(scheduler, runner, limits),
+        runner=runner,
+        tokenizer=tokenizer,
+        model=decoder.config,
+        directory=directory,
+        name=config.served_name or (directory.name if config.model else "tiny-r1"),
+        checkpoint_format=checkpoint_format,
+        recipe=recipe,
+        plan=plan,
+        kernels=kernels.chosen,
+        fallbacks=kernels.passed_over,
+        weight_bytes=decoder.weight_bytes(),
+        load_s=time.monotonic() - started,
+    )
+    logger.info(
+        "model.loaded",
+        extra=fields(
+            name=loaded.name,
+            format=checkpoint_format,
+            quant=recipe.name,
+            weights=readable_bytes(sum(loaded.weight_bytes.values())),
+            seconds=round(loaded.load_s, 2),
+        ),
+    )
+    return loaded
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    if tokenizer.num_tokens > checkpoint.config.vocab_size:
+        raise ConfigMismatchError(
+            f"{checkpoint.directory}: tokenizer.json has {tokenizer.num_tokens} ids, but the model's vocabulary has only "
+            f"{checkpoint.config.vocab_size} rows; tokenizer and weights are of different models"
+        )
+
+
+def _log_plan(checkpoint: Checkpoint, recipe: Recipe, plan: MemoryPlan) -> None:
+    logger.info(
+        "memory.plan",
+        extra=fields(
+            total=readable_bytes(plan.total_bytes),
+            weights=readable_bytes(sum(plan.weight_bytes.values())),
+            kv_cache=readable_bytes(plan.kv_bytes),
+            kv_tokens=plan.kv_tokens,
+            available=readable_bytes(plan.available_bytes),
+            requested_quant=recipe.requested,
+            quant=recipe.name,
+        ),
+    )
+    if plan.max_context_tokens < plan.model_context_tokens and plan.requested_context_tokens is None:
+        logger.warning(
+            "context.limited",
+            extra=fields(
+                model_tokens=plan.model_context_tokens,
+                served_tokens=plan.max_context_tokens,
+                because="the KV cache holds no more; raise cache.max_tokens",
+                directory=str(checkpoint.directory),
+            ),
+        )

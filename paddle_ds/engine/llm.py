@@ -1,0 +1,322 @@
+"""``LLM``: the model in your own process, for batch jobs and notebooks. Same scheduler and runner as the server."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paddle_ds import settings
+from paddle_ds.config.engine import EngineConfig, Quant
+from paddle_ds.config.sampling import SamplingParams
+from paddle_ds.devices import environment
+from paddle_ds.engine.core import Progress
+from paddle_ds.errors import ChatTemplateError, InvalidRequest
+from paddle_ds.sched import RequestEnd, SampledToken
+from paddle_ds.text import ReasoningSplitter, TextDelta, TextStream, normalise_messages, starts_inside_reasoning
+
+if TYPE_CHECKING:
+    from paddle_ds.engine.build import LoadedModel
+
+Message = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: the answer; for a chat without its reasoning.
+        reasoning: what stood between the think tags of a chat; ``None`` for plain generation.
+        finish_reason: ``stop``, ``length`` or ``abort``.
+        logprobs: one entry a token where the request asked for them.
+    """
+
+    index: int
+    text: str
+    reasoning: str | None
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: list[SampledToken] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestOutput:
+    """A prompt and its answers, ``params.n`` of them."""
+
+    prompt: str | None
+    prompt_ids: list[int]
+    completions: list[Completion]
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.completions[0].text
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning of the first answer."""
+        return self.completions[0].reasoning
+
+
+class LLM:
+    """A loaded model.
+
+    Args:
+        model: directory of a checkpoint or a hub name; the embedded model if empty.
+        quant: ``auto``, ``w8a8``, ``w8a16`` or ``none``; see ``paddle_ds.config.recipe``.
+        config: everything at once, instead of the other arguments.
+
+    Raises:
+        PaddleDSError: the checkpoint, device or memory does not allow it.
+    """
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        quant: Quant = "auto",
+        device: str = "cpu",
+        max_context_tokens: int | None = None,
+        num_threads: int | None = None,
+        strict: bool | None = None,
+        config: EngineConfig | None = None,
+    ) -> None:
+        current = settings.load()
+        config = config or EngineConfig(
+            model=str(model),
+            quant=quant,
+            device=device,
+            max_context_tokens=max_context_tokens,
+            num_threads=num_threads,
+            strict=current.strict if strict is None else strict,
+        )
+        environment.prepare(config.num_threads or current.num_threads)
+        environment.import_paddle()
+        from paddle_ds.engine.build import load
+
+        self._loaded: LoadedModel = load(config, current)
+        self._ids = itertools.count()
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """What was loaded: configuration, memory plan, operators, the engine itself."""
+        return self._loaded
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Continue each prompt, all of them batched.
+
+        Args:
+            prompts: one text, texts, or lists of token ids.
+            params: one for all prompts, or one a prompt.
+            progress: draw a progress bar; by default where standard error is a terminal.
+
+        Raises:
+            InvalidRequest, PromptTooLong: a prompt cannot be answered; none has been started then.
+        """
+        texts: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokenizer = self._loaded.tokenizer
+        encoded = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+        jobs = [_Job(text if isinstance(text, str) else None, ids) for text, ids in zip(texts, encoded, strict=True)]
+        return self._run(jobs, params, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **template_kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several at once; the reasoning is split off.
+
+        Args:
+            messages: OpenAI-style messages of one conversation, or a list of conversations.
+            template_kwargs: passed to the chat template.
+
+        Raises:
+            ChatTemplateError: the model has no template, or it refuses the messages.
+        """
+        conversations: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        jobs = [self._chat_job(conversation, template_kwargs) for conversation in conversations]
+        return self._run(jobs, params, progress)
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_kwargs: Any
+    ) -> Iterator[TextDelta]:
+        """Answer one conversation piece by piece. Leaving the loop early ends the generation.
+
+        Raises:
+            InvalidRequest: more than one answer (``n``) is asked for.
+            ChatTemplateError: the model has no template, or it refuses the messages.
+        """
+        if params is not None and params.n != 1:
+            raise InvalidRequest(f"n is {params.n}; a streamed chat has one answer", param="n")
+        job = self._chat_job(messages, template_kwargs)
+        answers = self._submit([job], _one_each(params, 1))
+        answer = answers[job.request_ids[0]]
+        engine = self._loaded.engine
+        try:
+            while answer.finish_reason is None:
+                progress = engine.step()
+                if progress.failed:
+                    raise progress.failed[0].error
+                for token in progress.tokens:
+                    yield answer.add(token.sampled)
+                for end in progress.ended:
+                    yield answer.end(end)
+        finally:
+            engine.abort(job.request_ids)
+
+    def _chat_job(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> _Job:
+        template = self._loaded.tokenizer.chat_template
+        if template is None:
+            raise ChatTemplateError(f"model {self._loaded.name} has no chat template; use generate()")
+        prompt = template.render(normalise_messages(messages), **template_kwargs)
+        return _Job(prompt, self._loaded.tokenizer.encode(prompt, add_special_tokens=False), reasoning=True)
+
+    def _run(
+        self, jobs: list[_Job], params: SamplingParams | Sequence[SamplingParams] | None, progress: bool | None
+    ) -> list[RequestOutput]:
+        answers = self._submit(jobs, _one_each(params, len(jobs)))
+        show = sys.stderr.isatty() if progress is None else progress
+        try:
+            with _ProgressBar(len(answers), show) as bar:
+                while self._loaded.engine.has_work:
+                    self._take(self._loaded.engine.step(), answers, bar)
+        except BaseException:
+            self._loaded.engine.abort(list(answers))
+            raise
+        return [_output(job, [answers[request_id] for request_id in job.request_ids]) for job in jobs]
+
+    def _submit(self, jobs: list[_Job], params: list[SamplingParams]) -> dict[str, _Answer]:
+        answers: dict[str, _Answer] = {}
+        try:
+            for job, wanted in zip(jobs, params, strict=True):
+                for index, choice in enumerate(wanted.each_choice()):
+                    request_id = f"llm-{next(self._ids)}"
+                    self._loaded.engine.add(request_id, job.prompt_ids, choice)
+                    job.request_ids.append(request_id)
+                    answers[request_id] = _Answer(index, choice, self._text_stream(job, choice))
+        except BaseException:
+            self._loaded.engine.abort(list(answers))
+            raise
+        return answers
+
+    def _text_stream(self, job: _Job, params: SamplingParams) -> TextStream:
+        splitter = ReasoningSplitter(starts_inside_reasoning(job.prompt or "")) if job.reasoning else None
+        return TextStream(self._loaded.tokenizer, params, prompt_ids=job.prompt_ids, reasoning=splitter)
+
+    def _take(self, progress: Progress, answers: dict[str, _Answer], bar: _ProgressBar) -> None:
+        if progress.failed:
+            raise progress.failed[0].error
+        stopped = []
+        for token in progress.tokens:
+            answer = answers[token.request.request_id]
+            if answer.finish_reason is None and answer.add(token.sampled).stopped:
+                stopped.append(token.request.request_id)
+        for end in progress.ended:
+            answers[end.request.request_id].end(end)
+        self._loaded.engine.abort(stopped)
+        bar.advance(len(progress.tokens), len(progress.ended) + len(stopped))
+
+
+@dataclasses.dataclass
+class _Job:
+    prompt: str | None
+    prompt_ids: list[int]
+    reasoning: bool = False
+    request_ids: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Answer:
+    """Collects one answer while it is generated."""
+
+    def __init__(self, index: int, params: SamplingParams, stream: TextStream) -> None:
+        self.index = index
+        self.finish_reason: str | None = None
+        self.token_ids: list[int] = []
+        self.stream = stream
+        self.logprobs: list[SampledToken] | None = None if params.logprobs is None else []
+
+    def add(self, sampled: SampledToken) -> TextDelta:
+        """Take a token; the answer is over when it completed a stop string."""
+        self.token_ids.append(sampled.token_id)
+        if self.logprobs is not None:
+            self.logprobs.append(sampled)
+        delta = self.stream.push([sampled.token_id])
+        if delta.stopped:
+            self.finish_reason = "stop"
+        return delta
+
+    def end(self, end: RequestEnd) -> TextDelta:
+        if self.finish_reason is not None:
+            return TextDelta()
+        delta = self.stream.finish(end.stop_token_id)
+        self.finish_reason = "stop" if delta.stopped else end.reason
+        return delta
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidRequest(f"{len(params)} sampling params for {count} prompts; give one, or one a prompt", param="params")
+    return list(params)
+
+
+def _output(job: _Job, answers: list[_Answer]) -> RequestOutput:
+    completions = [
+        Completion(
+            index=answer.index,
+            text=answer.stream.content_text,
+            reasoning=answer.stream.reasoning_text if job.reasoning else None,
+            token_ids=answer.token_ids,
+            finish_reason=answer.finish_reason or "abort",
+            logprobs=answer.logprobs,
+        )
+        for answer in answers
+    ]
+    return RequestOutput(job.prompt, job.prompt_ids, completions)
+
+
+class _ProgressBar:
+    """Answers done and tokens a second, on standard error; nothing at all where it is not wanted."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        self._total = total
+        self._show = show
+        self._num_tokens = 0
+
+    def __enter__(self) -> _ProgressBar:
+        if self._show:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task("answers", total=self._total, speed="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._show:
+            self._bar.stop()
+
+    def advance(self, num_tokens: int, num_answers: int) -> None:
+        self._num_tokens += num_tokens
+        if self._show:
+            elapsed = self._bar.tasks[0].elapsed or 0.0
+            speed = f"{self._num_tokens / elapsed:.0f} tokens/s" if elapsed > 0 else ""
+            self._bar.update(self._task, advance=num_answers, speed=speed)
+
+
+__all__ = ["LLM", "Completion", "RequestOutput"]

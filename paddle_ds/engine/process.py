@@ -1,0 +1,256 @@
+"""The engine process: ``python -m paddle_ds.engine.process --socket PATH --config FILE``.
+
+    start ─► bind socket, say "loading" ─► load ─► "ready" ─► inbox ─► step ─► frames ─► … ─► SIGTERM ─► "stopping" ─► exit 0
+
+A checkpoint that cannot be loaded is an answer, not a crash: the reason stays readable on the socket until the process is told to
+end, because starting again would not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from paddle_ds import logs, settings
+from paddle_ds.config.engine import EngineConfig, from_mapping
+from paddle_ds.devices import environment
+from paddle_ds.engine.core import Engine, Failure, Progress, boot_id
+from paddle_ds.errors import EngineUnavailable, InternalError, PaddleDSError
+from paddle_ds.ipc import messages
+from paddle_ds.ipc.parent import end_with_parent
+from paddle_ds.ipc.server import EngineServer, FromWorker, WorkerGone
+from paddle_ds.logs import fields
+from paddle_ds.sched import NewToken, Request, RequestEnd
+
+if TYPE_CHECKING:
+    from paddle_ds.engine.build import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+_STATS_EVERY_S = 1.0
+#: how long an idle loop sleeps before it looks at the clock again
+_IDLE_S = 0.25
+
+
+class EngineLoop:
+    """Moves requests from the socket into the engine and tokens back out."""
+
+    def __init__(
+        self,
+        server: EngineServer,
+        engine: Engine,
+        stop: threading.Event,
+        fallback_ops: dict[str, int] | None = None,
+    ) -> None:
+        self._server = server
+        self._engine = engine
+        self._stop = stop
+        self._owners: dict[str, bytes] = {}
+        self._next_stats_s = 0.0
+        self._process = psutil.Process()
+        self._fallback_ops = fallback_ops or {}
+
+    def run(self) -> None:
+        """Until ``stop`` is set; what still runs then fails with a reason."""
+        while not self._stop.is_set():
+            self._take_messages(wait_s=0 if self._engine.has_work else _IDLE_S)
+            if self._engine.has_work:
+                self._publish(self._engine.step())
+            self._publish_stats()
+        self._fail_rest()
+
+    def _take_messages(self, wait_s: float) -> None:
+        received = self._server.receive(wait_s)
+        while received is not None:
+            self._handle(received)
+            received = self._server.receive(0)
+
+    def _handle(self, received: FromWorker | WorkerGone) -> None:
+        if isinstance(received, WorkerGone):
+            theirs = [request_id for request_id, owner in self._owners.items() if owner == received.client]
+            for request_id in theirs:
+                del self._owners[request_id]
+            self._engine.abort(theirs)
+        elif isinstance(received.message, messages.Abort):
+            self._publish(Progress(ended=self._engine.abort(received.message.request_ids)))
+        else:
+            self._submit(received.client, received.message)
+
+    def _submit(self, client: bytes, submit: messages.Submit) -> None:
+        if submit.request_id in self._owners:
+            error = InternalError(f"request id {submit.request_id} is in use").info()
+            self._server.send(client, messages.Step(failed=[messages.Failed(submit.request_id, error)]))
+            return
+        try:
+            self._engine.add(submit.request_id, submit.prompt_ids, submit.params)
+        except PaddleDSError as error:
+            self._server.send(client, messages.Step(failed=[messages.Failed(submit.request_id, error.info())]))
+        else:
+            self._owners[submit.request_id] = client
+
+    def _publish(self, progress: Progress) -> None:
+        """One frame for each worker that has something in this step."""
+        frames: dict[bytes, messages.Step] = collections.defaultdict(messages.Step)
+        for token in progress.tokens:
+            frames[self._owners[token.request.request_id]].deltas.append(_delta(token))
+        for end in progress.ended:
+            client = self._owners.pop(end.request.request_id, None)
+            if client is not None:
+                frames[client].finished.append(_finished(end))
+        for failure in progress.failed:
+            client = self._owners.pop(failure.request.request_id, None)
+            if client is not None:
+                frames[client].failed.append(_failed(failure))
+        for client, frame in frames.items():
+            self._server.send(client, frame)
+
+    def _publish_stats(self) -> None:
+        now = time.monotonic()
+        if now < self._next_stats_s:
+            return
+        self._next_stats_s = now + _STATS_EVERY_S
+        scheduler, counters = self._engine.scheduler, self._engine.counters
+        self._server.broadcast(
+            messages.Stats(
+                num_running=len(scheduler.running),
+                num_waiting=len(scheduler.waiting),
+                num_blocks=scheduler.pool.num_blocks,
+                num_free_blocks=scheduler.pool.num_free_blocks,
+                rss_bytes=self._process.memory_info().rss,
+                prompt_tokens_total=counters.prompt_tokens,
+                generation_tokens_total=counters.generation_tokens,
+                steps_total=counters.steps,
+                preemptions_total=scheduler.num_preemptions,
+                fallback_ops=self._fallback_ops,
+            )
+        )
+
+    def _fail_rest(self) -> None:
+        error = EngineUnavailable("the engine is stopping")
+        ends = self._engine.abort(list(self._owners))
+        self._publish(Progress(failed=[Failure(end.request, error) for end in ends]))
+
+
+def _delta(token: NewToken) -> messages.Delta:
+    sampled = token.sampled
+    if sampled.logprob is None:
+        return messages.Delta(token.request.request_id, [sampled.token_id])
+    logprob = messages.TokenLogprob(sampled.token_id, sampled.logprob, list(sampled.top))
+    return messages.Delta(token.request.request_id, [sampled.token_id], [logprob])
+
+
+def _finished(end: RequestEnd) -> messages.Finished:
+    return messages.Finished(end.request.request_id, end.reason, usage_of(end.request), end.stop_token_id)
+
+
+def _failed(failure: Failure) -> messages.Failed:
+    return messages.Failed(failure.request.request_id, failure.error.info())
+
+
+def usage_of(request: Request) -> messages.Usage:
+    """What a request that is over has cost."""
+    now = time.monotonic()
+    return messages.Usage(
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_output_tokens=request.num_output_tokens,
+        queue_s=(request.scheduled_s or now) - request.arrival_s,
+        first_token_s=(request.first_token_s or now) - request.arrival_s,
+        total_s=now - request.arrival_s,
+    )
+
+
+def model_info(loaded: LoadedModel) -> messages.ModelInfo:
+    """What workers must know of a loaded model."""
+    return messages.ModelInfo(
+        name=loaded.name,
+        directory=str(loaded.directory),
+        max_context_tokens=loaded.plan.max_context_tokens,
+        vocab_size=loaded.tokenizer.num_tokens,
+        requested_quant=loaded.recipe.requested,
+        quant=loaded.recipe.name,
+        kernels=loaded.kernels,
+        weight_bytes=loaded.weight_bytes,
+        load_s=round(loaded.load_s, 3),
+        created=int(time.time()),
+    )
+
+
+class _Announcer:
+    """Tells workers, and the log, where the engine stands."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._boot_id = boot_id()
+        self._last_progress = 0.0
+        self.server = EngineServer(socket_path, self._info("loading"))
+
+    def _info(self, state: messages.EngineState, **more: Any) -> messages.EngineInfo:
+        return messages.EngineInfo(self._boot_id, state, os.getpid(), **more)
+
+    def progress(self, share: float) -> None:
+        if share - self._last_progress >= 0.01:
+            self._last_progress = share
+            self.server.broadcast(self._info("loading", progress=round(share, 3)))
+
+    def ready(self, loaded: LoadedModel) -> None:
+        self.server.broadcast(self._info("ready", progress=1.0, model=model_info(loaded)))
+
+    def stopping(self) -> None:
+        self.server.broadcast(self._info("stopping", progress=1.0))
+
+    def failed(self, error: PaddleDSError) -> None:
+        self.server.broadcast(self._info("failed", error=error.info()))
+
+
+def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -> int:
+    """Run the process until it is told to stop. Returns the exit status."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor stops us in order
+    announcer = _Announcer(socket_path)
+    try:
+        # seconds of work, done after the socket has begun to answer
+        environment.import_paddle()
+        from paddle_ds.engine.build import load
+
+        loaded = load(config, current, announcer.progress)
+    except Exception as error:
+        known = error if isinstance(error, PaddleDSError) else InternalError(f"loading failed: {error!r}")
+        logger.error("model.failed", extra=fields(code=known.code, reason=known.message), exc_info=known is not error)
+        announcer.failed(known)
+        stop.wait()
+        announcer.server.close()
+        return 1
+    announcer.ready(loaded)
+    EngineLoop(announcer.server, loaded.engine, stop).run()
+    announcer.stopping()
+    announcer.server.close()
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="paddle-ds-engine", description=__doc__.partition("\n")[0])
+    parser.add_argument("--socket", type=Path, required=True, help="path of the socket to bind")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file with an EngineConfig")
+    options = parser.parse_args(arguments)
+    current = settings.load()
+    logs.configure(current.log_level, current.log_format)
+    end_with_parent()
+    config: EngineConfig = from_mapping(EngineConfig, json.loads(options.config.read_text()), str(options.config))
+    environment.prepare(config.num_threads or current.num_threads)
+    return serve(options.socket, config, current)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The one room that has both the scheduler's plan and tensors."""

@@ -1,0 +1,182 @@
+"""What a model will take in memory, computed from the checkpoint's inventory before a single weight is read. No paddle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from paddle_ds.checkpoints.base import StoredTensor
+from paddle_ds.config.engine import EngineConfig
+from paddle_ds.config.model import ModelConfig
+from paddle_ds.config.recipe import Recipe
+from paddle_ds.config.tensors import Role, model_specs
+from paddle_ds.devices.base import MemoryStats
+from paddle_ds.errors import ConfigError, MemoryPlanError
+
+#: resident memory of a process that has loaded Paddle and nothing else, rounded up from 330 MB measured
+_BASE_BYTES = 400 << 20
+#: share of the memory left after the weights that the KV cache takes where nobody says otherwise
+_CACHE_SHARE = 0.5
+_FLOAT_BYTES = 4
+#: the reference operators' temporaries: converted weights, their slices, gathered keys and values, attention scores
+_OPERATOR_TEMPORARY_BYTES = 320 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose, and the limits that follow from them."""
+
+    weight_bytes: dict[str, int]
+    kv_bytes: int
+    activation_bytes: int
+    load_bytes: int
+    base_bytes: int
+    num_blocks: int
+    block_tokens: int
+    kv_bytes_per_token: int
+    #: what was asked for; ``None`` where nothing was
+    requested_context_tokens: int | None
+    #: what requests are held to
+    max_context_tokens: int
+    model_context_tokens: int
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Most resident memory while serving. Loading needs its temporaries before the cache and activations exist."""
+        fixed = self.base_bytes + sum(self.weight_bytes.values())
+        return fixed + max(self.load_bytes, self.kv_bytes + self.activation_bytes)
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.block_tokens
+
+
+def make_plan(
+    model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredTensor], engine: EngineConfig, memory: MemoryStats
+) -> MemoryPlan:
+    """Plan the memory of ``model`` loaded from ``stored`` under ``engine``.
+
+    Raises:
+        MemoryPlanError: it does not fit; the message has the figures.
+        ConfigError: the requested context is longer than the model or the requested cache allows.
+    """
+    weights = weight_bytes(model, recipe, stored)
+    per_token = 2 * model.num_layers * model.kv_size * _FLOAT_BYTES
+    wanted = engine.max_context_tokens or model.max_position_embeddings
+    if wanted > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}"
+        )
+    activations = _activation_bytes(model, engine)
+    fixed = _BASE_BYTES + sum(weights.values()) + activations
+    load = _load_bytes(model)
+    free = memory.available_bytes - fixed
+    block = engine.cache.block_tokens
+    num_blocks = _num_blocks(engine, wanted, per_token, free)
+    plan = MemoryPlan(
+        weight_bytes=weights,
+        kv_bytes=num_blocks * block * per_token,
+        activation_bytes=activations,
+        load_bytes=load,
+        base_bytes=_BASE_BYTES,
+        num_blocks=num_blocks,
+        block_tokens=block,
+        kv_bytes_per_token=per_token,
+        requested_context_tokens=engine.max_context_tokens,
+        max_context_tokens=min(wanted, num_blocks * block),
+        model_context_tokens=model.max_position_embeddings,
+        available_bytes=memory.available_bytes,
+    )
+    _check(plan, engine, wanted)
+    return plan
+
+
+def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
+    if plan.num_blocks < 1 or plan.total_bytes > plan.available_bytes:
+        raise MemoryPlanError(
+            f"the model needs {readable_bytes(plan.total_bytes)} (weights {readable_bytes(sum(plan.weight_bytes.values()))}, "
+            f"KV cache {readable_bytes(plan.kv_bytes)}, activations {readable_bytes(plan.activation_bytes)}, "
+            f"Paddle {readable_bytes(plan.base_bytes)}) and {readable_bytes(plan.available_bytes)} is available. "
+            "Quantise to w8a8, lower max_context_tokens or cache.max_tokens, or use a smaller model."
+        )
+    if engine.max_context_tokens is not None and plan.kv_tokens < wanted_tokens:
+        raise MemoryPlanError(
+            f"max_context_tokens is {wanted_tokens}, but the KV cache holds {plan.kv_tokens} tokens "
+            f"({readable_bytes(plan.kv_bytes)}); lower it, or give the cache more by cache.max_tokens or cache.max_bytes"
+        )
+
+
+def _num_blocks(engine: EngineConfig, context_tokens: int, per_token: int, free_bytes: int) -> int:
+    cache = engine.cache
+    if cache.max_tokens is not None:
+        tokens = cache.max_tokens
+    elif cache.max_bytes is not None:
+        tokens = cache.max_bytes // per_token
+    else:
+        share = int(free_bytes * _CACHE_SHARE) // per_token
+        if engine.max_context_tokens is not None:
+            share = max(share, min(engine.max_context_tokens, free_bytes // per_token))
+        every_request = engine.scheduler.max_running_requests * -(-context_tokens // cache.block_tokens)
+        return max(0, min(share // cache.block_tokens, every_request))
+    return max(0, -(-tokens // cache.block_tokens))
+
+
+def weight_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Bytes of the parameters once loaded, by dtype."""
+    total: dict[str, int] = {}
+
+    def add(dtype: str, count: int) -> None:
+        total[dtype] = total.get(dtype, 0) + count
+
+    for spec in model_specs(model):
+        if spec.role in (Role.NORM, Role.BIAS):
+            add("float32", spec.num_elements * _FLOAT_BYTES)
+        elif spec.role is Role.EMBEDDING:
+            add(stored[spec.name].dtype, stored[spec.name].nbytes)
+        else:
+            prefix = spec.name.removesuffix(".weight")
+            _add_linear(add, recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8"), spec.shape)
+    if model.tie_word_embeddings:
+        shape = (model.vocab_size, model.hidden_size)
+        scheme = recipe.scheme("lm_head", stored_int8=False)
+        # a float32 table serves as embedding and head at once
+        if scheme != "dense" or stored["model.embed_tokens.weight"].dtype != "float32":
+            _add_linear(add, scheme, shape)
+    return total
+
+
+def _add_linear(add, scheme: str, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+    elements = shape[0] * shape[1]
+    if scheme == "dense":
+        add("float32", elements * _FLOAT_BYTES)
+    else:
+        add("int8", elements)
+        add("float32", shape[0] * _FLOAT_BYTES)
+
+
+def _activation_bytes(model: ModelConfig, engine: EngineConfig) -> int:
+    tokens = engine.scheduler.max_batch_tokens
+    widths = 4 * model.hidden_size + 3 * (model.q_size + 2 * model.kv_size) + 5 * model.intermediate_size
+    logits = 3 * engine.scheduler.max_running_requests * model.vocab_size
+    return (tokens * widths + logits) * _FLOAT_BYTES + _OPERATOR_TEMPORARY_BYTES
+
+
+def _load_bytes(model: ModelConfig) -> int:
+    """Loading holds one stacked layer three times: pieces, stack, and Paddle's copy; four bytes an element at most."""
+    largest = max(
+        2 * model.intermediate_size * model.hidden_size,
+        (model.q_size + 2 * model.kv_size) * model.hidden_size,
+        model.vocab_size * model.hidden_size,
+    )
+    return 3 * largest * _FLOAT_BYTES
+
+
+def readable_bytes(count: int) -> str:
+    """``1.5 GB``: decimal units, as vendors and operating systems print them."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

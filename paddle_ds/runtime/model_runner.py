@@ -1,0 +1,79 @@
+"""Runs a plan: one upload of integers, the forward pass, sampling, one download of tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from paddle_ds.config.model import ModelConfig
+from paddle_ds.kernels.layout import BatchLayout
+from paddle_ds.layers import RotaryTable
+from paddle_ds.models import Decoder, KvCache
+from paddle_ds.runtime.sampler import Sampler
+from paddle_ds.sched import Chunk, SampledToken, StepPlan
+
+
+def make_cache(config: ModelConfig, num_blocks: int, block_tokens: int) -> KvCache:
+    """The paged cache. Its pages become resident only as they are written."""
+    shape = [num_blocks * block_tokens, config.num_kv_heads, config.head_dim]
+    return KvCache(
+        keys=[paddle.empty(shape, dtype="float32") for _ in range(config.num_layers)],
+        values=[paddle.empty(shape, dtype="float32") for _ in range(config.num_layers)],
+    )
+
+
+class ModelRunner:
+    """A decoder with its cache and sampler."""
+
+    def __init__(self, decoder: Decoder, sampler: Sampler, *, num_blocks: int, block_tokens: int) -> None:
+        self.decoder = decoder
+        self._sampler = sampler
+        self._block_tokens = block_tokens
+        self._rotary = RotaryTable(decoder.config)
+        self._cache = make_cache(decoder.config, num_blocks, block_tokens)
+
+    def execute(self, plan: StepPlan) -> list[SampledToken]:
+        """One token for each chunk of the plan that asks for one, in the plan's order."""
+        with paddle.no_grad():
+            hidden = self._forward(plan.chunks)
+            rows = [row for row, chunk in zip(_last_rows(plan.chunks), plan.chunks, strict=True) if chunk.sample]
+            if not rows:
+                return []
+            logits = self.decoder.logits(_take_rows(hidden, rows)).numpy()
+        return self._sampler.sample(logits, [chunk.request for chunk in plan.chunks if chunk.sample])
+
+    def all_logits(self, plan: StepPlan) -> paddle.Tensor:
+        """Logits of every position of the plan, float32 [T, vocab]: for evaluation and tests."""
+        with paddle.no_grad():
+            return self.decoder.logits(self._forward(plan.chunks))
+
+    def _forward(self, chunks: tuple[Chunk, ...]) -> paddle.Tensor:
+        ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
+        return self.decoder.hidden(paddle.to_tensor(ids), self._cache, self._layout(chunks))
+
+    def _layout(self, chunks: tuple[Chunk, ...]) -> BatchLayout:
+        lengths = [chunk.num_tokens for chunk in chunks]
+        positions = np.concatenate([np.arange(chunk.start, chunk.context_tokens) for chunk in chunks])
+        tables = np.zeros((len(chunks), max(len(chunk.request.block_ids) for chunk in chunks)), np.int32)
+        for row, chunk in enumerate(chunks):
+            tables[row, : len(chunk.request.block_ids)] = chunk.request.block_ids
+        owners = np.repeat(np.arange(len(chunks)), lengths)
+        blocks = tables[owners, positions // self._block_tokens].astype(np.int64)
+        cos, sin = self._rotary.cos_sin(positions)
+        return BatchLayout(
+            query_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            context_lens=np.array([chunk.context_tokens for chunk in chunks], np.int32),
+            block_tables=tables,
+            block_tokens=self._block_tokens,
+            slots=paddle.to_tensor(blocks * self._block_tokens + positions % self._block_tokens),
+            cos=paddle.to_tensor(cos),
+            sin=paddle.to_tensor(sin),
+        )
+
+
+def _last_rows(chunks: tuple[Chunk, ...]) -> list[int]:
+    return [int(stop) - 1 for stop in np.cumsum([chunk.num_tokens for chunk in chunks])]
+
+
+def _take_rows(hidden: paddle.Tensor, rows: list[int]) -> paddle.Tensor:
+    return hidden if len(rows) == hidden.shape[0] else paddle.gather(hidden, paddle.to_tensor(rows))

@@ -1,0 +1,40 @@
+"""``paddle-ds serve``, which the command line finds through the entry point ``paddle_ds.commands``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import click
+
+from paddle_ds import logs
+from paddle_ds import settings as settings_table
+from paddle_ds.cli.options import engine_config, engine_options
+from paddle_ds.ipc.messages import EngineInfo
+from paddle_ds_serving.supervisor import ServeOptions, Supervisor
+
+
+@click.command()
+@engine_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="HTTP worker processes.")
+@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds that streams may go on after a stop.")
+def serve(host: str, port: int, workers: int, grace: float, **engine: object) -> None:
+    """Serve a model over HTTP with an OpenAI-compatible API.
+
+    Starts the engine and Gunicorn, restarts what dies, and ends both on Ctrl-C.
+    """
+    settings = settings_table.load()
+    logs.configure(settings.log_level, settings.log_format)
+    options = ServeOptions(host, port, workers, grace)
+    supervisor = Supervisor(engine_config(settings, **engine), options, settings, lambda info: _announce(info, options))
+    sys.exit(supervisor.run())
+
+
+def _announce(info: EngineInfo, options: ServeOptions) -> None:
+    name = info.model.name if info.model else "?"
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "12+7"}}]}}'
+    click.echo(f"\n{name} is served at {options.url}\n")
+    click.echo(f"  curl {options.url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n")
+    sys.stdout.flush()

@@ -1,0 +1,88 @@
+"""Gunicorn's configuration as a module, so that an installed package carries it; `paddle-ds serve` adds address and workers.
+
+Threads, not gevent: docs/adr/0003-gunicorn-worker-class.md has the measurement.
+"""
+
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from paddle_ds import settings as _settings_table
+from paddle_ds.ipc.parent import end_with_parent
+
+_settings = _settings_table.load()
+
+wsgi_app = "paddle_ds_serving.wsgi:application()"
+worker_class = "gthread"
+#: a stream holds a thread for its whole life, so threads bound the streams of a worker
+workers = 2
+threads = 512
+#: connections of a worker beyond its threads wait for one (kept alive ones need none)
+worker_connections = 2048
+backlog = 2048
+#: never: a ZeroMQ context and its I/O thread do not survive a fork
+preload_app = False
+
+#: a worker that does not answer the master for so long is killed; long answers do not count, threads are not watched
+timeout = 60
+#: how long streams may go on after a stop was asked for
+graceful_timeout = 30
+#: longer than the idle time of the usual proxies' upstream connections, so that the proxy is the one who closes
+keepalive = 75
+
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+
+#: the application writes one structured line a request; Gunicorn's own access log would repeat it
+accesslog = None
+errorlog = "-"
+loglevel = "warning"
+#: Gunicorn's control socket: one more way in, and nothing here needs it
+control_socket_disable = True
+#: heartbeat files in memory: on a slow disk they can make a healthy worker look dead
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _metrics_dir() -> str:
+    """Where workers keep their counters for each other. It must be known before a worker imports prometheus_client.
+
+    Each start gets an empty directory, so that counts of an earlier server are not added to this one's; a reload keeps it.
+    """
+    path = Path(_settings.runtime_dir) / f"metrics-{os.getpid()}"
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700, parents=True)
+    return str(path)
+
+
+def _raise_file_limit() -> None:
+    """A stream is an open file, and shells commonly allow 1024 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+_raise_file_limit()
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_dir()
+
+
+def on_starting(server: Any) -> None:
+    """End, at once, with the supervisor."""
+    end_with_parent(signal.SIGINT)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget the gauges of a worker that is gone; its counters stay, they have happened."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """Remove the counters with the server."""
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)

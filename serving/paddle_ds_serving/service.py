@@ -1,0 +1,146 @@
+"""What every route needs: the engine, the model it serves with its tokenizer, settings and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from flask import current_app, g, request
+
+from paddle_ds import __version__
+from paddle_ds.errors import EngineUnavailable, ModelNotFound
+from paddle_ds.ipc.messages import EngineInfo, ModelInfo
+from paddle_ds.logs import fields
+from paddle_ds.settings import Settings
+from paddle_ds.text import Tokenizer
+from paddle_ds_serving.disconnect import client_gone
+from paddle_ds_serving.engine import EngineClient
+from paddle_ds_serving.generation import Generation, Order
+from paddle_ds_serving.metrics import Metrics
+from paddle_ds_serving.request_log import RequestRecord
+from paddle_ds_serving.sampling import SamplingDefaults
+
+_log = logging.getLogger(__name__)
+_KEY = "paddle_ds"
+
+
+def _make_id() -> str:
+    return secrets.token_hex(12)
+
+
+def _unix_s() -> int:
+    return int(time.time())
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """The model that answers, with all that a worker derives from its directory."""
+
+    model: ModelInfo
+    tokenizer: Tokenizer
+    defaults: SamplingDefaults
+    #: changes with whatever changes answers to the same seed
+    fingerprint: str
+
+
+class Service:
+    """One application's shared state. The tokenizer is loaded once a process, and again when the engine changes."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        settings: Settings,
+        *,
+        make_id: Callable[[], str] = _make_id,
+        unix_s: Callable[[], int] = _unix_s,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+        self.make_id = make_id
+        self.unix_s = unix_s
+        self._served: Served | None = None
+        self._served_key: tuple[str, str] | None = None
+        self._loading = threading.Lock()
+
+    def engine_info(self) -> EngineInfo:
+        """The engine's last word.
+
+        Raises:
+            EngineUnavailable: there is none, or the engine is gone.
+        """
+        info = self.engine.info
+        if not self.engine.connected or info is None:
+            raise EngineUnavailable("the engine is not running; it may be starting again")
+        return info
+
+    def served(self, asked_model: str | None = None) -> Served:
+        """The model, ready to answer.
+
+        Raises:
+            EngineUnavailable: it is loading, stopping, failed or gone.
+            ModelNotFound: ``asked_model`` is another one.
+        """
+        info = self.engine_info()
+        if info.model is not None and asked_model is not None:
+            check_model(info.model, asked_model)
+        if info.state != "ready" or info.model is None:
+            raise EngineUnavailable(_why_not_ready(info))
+        key = (info.boot_id, info.model.directory)
+        served = self._served
+        if served is None or self._served_key != key:
+            with self._loading:
+                if self._served is None or self._served_key != key:
+                    self._served, self._served_key = _load(info.model), key
+                served = self._served
+        return served
+
+    def start(self, order: Order, served: Served) -> Generation:
+        """Submit an order on behalf of the current HTTP request."""
+        return Generation(
+            order, served.tokenizer, self.engine, self.metrics, current_record(), client_gone(request.environ)
+        )
+
+
+def current() -> Service:
+    """The service of the application that handles the current request."""
+    return cast(Service, current_app.extensions[_KEY])
+
+
+def current_record() -> RequestRecord:
+    """The record of the current request."""
+    return cast(RequestRecord, g.record)
+
+
+def check_model(model: ModelInfo, asked: str) -> None:
+    """Raise :class:`ModelNotFound` unless ``asked`` is served."""
+    if asked != model.name:
+        raise ModelNotFound(f"the model {asked!r} is not served here; this server has {model.name!r}", param="model")
+
+
+def _why_not_ready(info: EngineInfo) -> str:
+    if info.state == "loading":
+        return f"the model is loading ({info.progress:.0%})"
+    if info.state == "failed":
+        return f"the engine could not start: {info.error.message if info.error else 'no reason given'}"
+    return "the server is shutting down"
+
+
+def _load(model: ModelInfo) -> Served:
+    started_s = time.perf_counter()
+    directory = Path(model.directory)
+    tokenizer = Tokenizer.from_dir(directory)
+    kernels = sorted(model.kernels.items())
+    state = repr((__version__, model.name, model.quant, kernels))
+    fingerprint = "fp_" + hashlib.blake2b(state.encode(), digest_size=5).hexdigest()
+    served = Served(model, tokenizer, SamplingDefaults.from_dir(directory), fingerprint)
+    seconds = round(time.perf_counter() - started_s, 3)
+    _log.info("tokenizer.loaded", extra=fields(model=model.name, tokens=tokenizer.num_tokens, seconds=seconds))
+    return served

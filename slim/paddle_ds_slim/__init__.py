@@ -1,0 +1,1 @@
+"""Post-training quantisation and distillation. Nothing the server needs at run time."""

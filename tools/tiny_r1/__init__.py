@@ -1,0 +1,1 @@
+"""The maker of tiny-r1, the embedded demonstration model: corpus, tokenizer, training, evaluation."""
