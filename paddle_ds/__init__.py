@@ -7,6 +7,7 @@ Importing this package is cheap: Paddle itself is loaded when the first :class:`
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,5 @@ logging.getLogger(__name__).setLevel(logging.WARNING)
 
 def __getattr__(name: str) -> Any:
     if name in {"LLM", "Completion", "RequestOutput"}:
-        from paddle_ds.engine import llm
-
-        return getattr(llm, name)
+        return getattr(importlib.import_module("paddle_ds.engine.llm"), name)
     raise AttributeError(f"module 'paddle_ds' has no attribute {name!r}")

@@ -75,7 +75,9 @@ TABLE: tuple[Variable, ...] = (
     Variable("runtime_dir", str, _default_runtime_dir, "where sockets of running servers live (mode 0700)"),
     Variable("cache_dir", str, _default_cache_dir, "where built operators and fetched checkpoints are kept"),
     Variable("num_threads", _positive_int, None, "threads of the engine's kernels (default: the cores this process may use)"),
-    Variable("hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"),
+    Variable(
+        "hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"
+    ),
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
     Variable("engine_socket", str, None, "ZeroMQ address of the engine that an HTTP worker talks to (set by `paddle-ds serve`)"),

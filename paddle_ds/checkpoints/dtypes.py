@@ -65,7 +65,7 @@ def widen(values: Array, dtype: str) -> Float32Array:
 
 
 def narrow(values: Float32Array, dtype: str) -> Array:
-    """Finite float32 ``values`` as one of :data:`FLOATS`, rounded half to even; bfloat16 comes as its uint16 pattern."""
+    """Finite float32 ``values`` as one of :data:`FLOATS`, rounded half to even; bfloat16 as its uint16 pattern."""
     if dtype != "bfloat16":
         return values.astype(NUMPY_DTYPES[dtype])
     patterns = np.ascontiguousarray(values).view(np.uint32)

@@ -5,8 +5,8 @@
     <linear>.quant_weight    int8  [out, in]     weight_quantize_algo llm.int8: plain round-to-nearest
     <linear>.quant_scale     float [out]         max(abs(row)) / 127
 
-bfloat16 is stored as uint16, in safetensors too. The ``weight_only_int8`` and ``weight_only_int4`` algorithms store matrices
-permuted for the tensor cores of a GPU; those are refused. Source: paddlenlp/quantization/quantization_utils.py, 3.0.
+bfloat16 is stored as uint16, in safetensors too. The ``weight_only_int8`` and ``weight_only_int4`` algorithms store
+matrices permuted for the tensor cores of a GPU; those are refused. Source: paddlenlp/quantization of 3.0.
 """
 
 from __future__ import annotations
@@ -77,6 +77,6 @@ def _check_algorithm(file: Path, config: ModelConfig, names: frozenset[str]) -> 
         )
     if algorithm is None and any(name.endswith(_QUANT_WEIGHT) for name in names):
         raise ConfigMismatchError(
-            f"{file}: the files hold quant_weight tensors, but quantization_config names no weight_quantize_algo, and layouts "
-            f'differ. If it is {_INT8_ALGORITHM}, add "quantization_config": {{"weight_quantize_algo": "{_INT8_ALGORITHM}"}}'
+            f"{file}: the files hold quant_weight tensors, but quantization_config names no weight_quantize_algo, and "
+            f'layouts differ. If it was llm.int8, add "quantization_config": {{"weight_quantize_algo": "llm.int8"}}'
         )

@@ -50,7 +50,7 @@ class PdparamsFile(TensorFile):
             if found != nbytes:
                 where = f"{path}: tensor '{name}'"
                 raise CorruptFileError(
-                    f"{where}: {found} bytes; expected {nbytes} for {array.dtype} {list(array.shape)}"
+                    f"{where}: {found} bytes; {array.dtype} {list(array.shape)} needs {nbytes}"
                 )
             self.tensors[name] = RawTensor(name, array.shape, array.dtype, nbytes, path)
 

@@ -1,9 +1,9 @@
 """The globals a checkpoint's pickle may name, each as a rule of its own: nothing that a pickle names is ever imported.
 
-    ndarray = numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b"b")   then BUILD (1, shape, dtype, is_fortran, payload)
-    dtype   = numpy.dtype("f4", False, True)                                  then BUILD (3, "<", ..)
-    payload = _codecs.encode(text, "latin1")                                  in protocol 2, which has no bytes
-    ndarray = numpy.core.numeric._frombuffer(payload, dtype, shape, order)    in protocol 5
+    numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b"b")    then BUILD (1, shape, dtype, is_fortran, payload)
+    numpy.dtype("f4", False, True)                                   then BUILD (3, "<", ..)
+    _codecs.encode(text, "latin1")                                   a payload in protocol 2, which has no bytes
+    numpy.core.numeric._frombuffer(payload, dtype, shape, order)     an array in protocol 5
 
 Array and dtype states: ``__reduce__`` of both in numpy's multiarray module.
 """
@@ -33,7 +33,7 @@ ELEMENT_TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """``nbytes`` of the file from ``start`` on. ``is_text``: UTF-8 whose characters, all below 256, are the bytes meant."""
+    """``nbytes`` of the file from ``start`` on. ``is_text``: UTF-8, and its characters (below 256) are the bytes."""
 
     start: int
     nbytes: int

@@ -27,9 +27,7 @@ def engine(prompt_tokens: int, new_tokens: int, streams: int, as_json: bool, **o
     """Load a model in this process and time prefill and decode."""
     from paddle_ds.engine.bench import run
 
-    result = run(
-        engine_config(settings.load(), **options), prompt_tokens=prompt_tokens, new_tokens=new_tokens, streams=streams
-    )
+    result = run(engine_config(settings.load(), **options), prompt_tokens=prompt_tokens, new_tokens=new_tokens, streams=streams)
     record = dataclasses.asdict(result)
     if as_json:
         click.echo(json.dumps(record))

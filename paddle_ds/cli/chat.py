@@ -45,7 +45,7 @@ def chat(system: str, **options: Any) -> None:
 
 
 def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> str:
-    content = []
+    content: list[str] = []
     for delta in llm.stream_chat(messages, params):
         if delta.reasoning:
             click.secho(delta.reasoning, dim=True, nl=False)

@@ -37,7 +37,9 @@ class _Commands(click.Group):
             try:
                 added: click.Command = entry.load()
             except ModuleNotFoundError as error:
-                raise click.ClickException(f"'{cmd_name}' needs {error.name}; install the extra that brings it: pip install paddle-ds[serving]") from error
+                raise click.ClickException(
+                    f"'{cmd_name}' needs {error.name}; install the extra that brings it: pip install paddle-ds[serving]"
+                ) from error
             return added
         return None
 

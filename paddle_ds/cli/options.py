@@ -30,7 +30,9 @@ _ENGINE_OPTIONS = (
     click.option("--max-batch-tokens", type=click.IntRange(1), help="Tokens of one step.  [default: 512]"),
     click.option("--num-threads", type=click.IntRange(1), help="Kernel threads. Default: the usable cores."),
     click.option("--strict", is_flag=True, default=None, help="Turn silent fallbacks into errors."),
-    click.option("--config", type=click.Path(path_type=Path), help="YAML file with an engine configuration; options win over it."),
+    click.option(
+        "--config", type=click.Path(path_type=Path), help="YAML file with an engine configuration; options win over it."
+    ),
 )
 
 

@@ -117,7 +117,7 @@ class ModelConfig:
             )
         if raw.get("head_dim") is None and hidden_size % num_heads:
             raise ConfigMismatchError(
-                f"{where}: hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads} and there is no head_dim"
+                f"{where}: hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads} and head_dim is absent"
             )
         head_dim = reader.integer("head_dim", hidden_size // num_heads)
         if head_dim % 2:

@@ -68,9 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if any(not text for text in self.stop):
             raise InvalidRequest("stop holds an empty string; every stop string needs a character", param="stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}", param="min_tokens"
-            )
+            raise InvalidRequest(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}", param="min_tokens")
         for token, bias in (self.logit_bias or {}).items():
             if not (math.isfinite(bias) and -100 <= bias <= 100):
                 raise InvalidRequest(f"logit_bias of token {token} is {bias}; expected -100 to 100", param="logit_bias")

@@ -55,9 +55,7 @@ def _cgroup_limit_bytes() -> int | None:
 def _cgroup_used_bytes() -> int:
     """Bytes the group holds and cannot give back (file pages are the kernel's to drop)."""
     try:
-        entries = dict(
-            line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
-        )
+        entries = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines())
         return int(entries.get("anon", 0)) + int(entries.get("kernel", 0))
     except (OSError, ValueError):
         return 0

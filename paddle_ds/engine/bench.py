@@ -39,7 +39,8 @@ def run(config: EngineConfig, *, prompt_tokens: int, new_tokens: int, streams: i
     loaded = llm.loaded
     rng = np.random.default_rng(0)
     params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-    prefill_s, decode_steps = 0.0, []
+    prefill_s = 0.0
+    decode_steps: list[float] = []
     for warm in (True, False):
         prefill_s, decode_steps = 0.0, []
         for index in range(streams):

@@ -69,9 +69,7 @@ def load(
         kernels = choose(device, strict=config.strict)
         decoder = load_decoder(checkpoint, recipe, kernels, progress)
         directory, checkpoint_format = checkpoint.directory, checkpoint.format
-    runner = ModelRunner(
-        decoder, Sampler(tokenizer.num_tokens), num_blocks=plan.num_blocks, block_tokens=plan.block_tokens
-    )
+    runner = ModelRunner(decoder, Sampler(tokenizer.num_tokens), num_blocks=plan.num_blocks, block_tokens=plan.block_tokens)
     scheduler = Scheduler(config.scheduler, BlockPool(plan.num_blocks, plan.block_tokens))
     eos_ids = frozenset(tokenizer.eos_ids) | frozenset(decoder.config.eos_token_ids)
     limits = Limits(plan.max_context_tokens, tokenizer.num_tokens, eos_ids)

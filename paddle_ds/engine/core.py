@@ -65,9 +65,7 @@ class Counters:
 class Engine:
     """Scheduler and runner under one roof. Not thread-safe: one thread adds, steps and aborts."""
 
-    def __init__(
-        self, scheduler: Scheduler, runner: Runner, limits: Limits, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.scheduler = scheduler
         self.limits = limits
         self.counters = Counters()
@@ -136,7 +134,11 @@ class Engine:
         return params.max_tokens or room
 
     def _check_ids(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        for name, ids in (("prompt", prompt_ids), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        for name, ids in (
+            ("prompt", prompt_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias or ()),
+        ):
             for token_id in ids:
                 if not 0 <= token_id < self.limits.num_tokens:
                     raise InvalidRequest(

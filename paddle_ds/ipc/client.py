@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import queue
@@ -47,7 +48,7 @@ class TokenStream:
         return event
 
     def abort(self, request_ids: Iterable[str] | None = None) -> None:
-        """End requests whose answers nobody needs; all unfinished ones by default. The rest of their events may be left unread."""
+        """End requests whose answers nobody needs; all unfinished ones by default. Their events may be left unread."""
         wanted = self.unfinished if request_ids is None else self.unfinished & set(request_ids)
         if wanted:
             self._client.abort(sorted(wanted))
@@ -130,10 +131,9 @@ class EngineClient:
             raise EngineUnavailable(f"the engine is {self.info.state}; try again in a few seconds")
 
     def _wake(self) -> None:
-        try:
+        # when the pipe is full the thread has been woken often enough and will see the queue
+        with contextlib.suppress(BlockingIOError):
             self._wake_writer.send(b"x")
-        except BlockingIOError:
-            pass  # the thread has been woken often enough and will see the queue
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -187,7 +187,8 @@ class EngineClient:
 
     def _take(self, message: messages.FromEngine) -> None:
         if isinstance(message, messages.Step):
-            for event in (*message.deltas, *message.finished, *message.failed):
+            events: list[Event] = [*message.deltas, *message.finished, *message.failed]
+            for event in events:
                 self._deliver(event)
         elif isinstance(message, messages.Stats):
             self.stats = message

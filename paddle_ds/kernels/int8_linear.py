@@ -25,9 +25,7 @@ def quantize_activations(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor
     return paddle.clip(paddle.round(x / scale), -127, 127), scale
 
 
-def reference(
-    x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tensor, bias: paddle.Tensor | None
-) -> paddle.Tensor:
+def reference(x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """``x`` float32 [T, K], ``weight`` int8 [N, K], ``weight_scale`` float32 [N], ``bias`` float32 [N] -> float32 [T, N].
 
     Plain Paddle has no INT8 matrix product on a CPU. Integers of this size are exact in float32 as long as a partial

@@ -14,14 +14,13 @@ from paddle_ds.kernels.layout import BatchLayout, DecodeGroup, PrefillGroup
 #: attention scores held at a time, which bounds the temporary memory of a long prompt (4 bytes each, three copies)
 _MAX_SCORES = 1 << 23
 
+
 def write_reference(cache: paddle.Tensor, values: paddle.Tensor, slots: paddle.Tensor) -> None:
-    """Put ``values`` float32 [T, kv_heads, D] into ``cache`` float32 [num_slots, kv_heads, D] at ``slots`` int64 [T], in place."""
+    """In place: ``values`` float32 [T, kv_heads, D] go to ``slots`` int64 [T] of ``cache`` float32 [num_slots, kv_heads, D]."""
     cache.scatter_(slots, values, overwrite=True)
 
 
-def reference(
-    query: paddle.Tensor, key_cache: paddle.Tensor, value_cache: paddle.Tensor, layout: BatchLayout
-) -> paddle.Tensor:
+def reference(query: paddle.Tensor, key_cache: paddle.Tensor, value_cache: paddle.Tensor, layout: BatchLayout) -> paddle.Tensor:
     """Attention of a ragged batch whose keys and values are in the cache already.
 
     Args:

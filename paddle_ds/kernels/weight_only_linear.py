@@ -1,6 +1,6 @@
 """W8A16 linear layer: INT8 weights per output channel, activations left in floating point.
 
-    y[t, n] = (sum_k x[t, k] * w[n, k]) * w_scale[n] + bias[n]
+y[t, n] = (sum_k x[t, k] * w[n, k]) * w_scale[n] + bias[n]
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import paddle
 _MAX_CONVERTED_ELEMENTS = 1 << 24
 
 
-def reference(
-    x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tensor, bias: paddle.Tensor | None
-) -> paddle.Tensor:
+def reference(x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """``x`` float32 [T, K], ``weight`` int8 [N, K], ``weight_scale`` float32 [N], ``bias`` float32 [N] -> float32 [T, N]."""
     num_out, num_in = weight.shape
     rows = max(1, _MAX_CONVERTED_ELEMENTS // num_in)
     pieces = [
-        paddle.matmul(x, weight[start : start + rows].astype("float32"), transpose_y=True)
-        for start in range(0, num_out, rows)
+        paddle.matmul(x, weight[start : start + rows].astype("float32"), transpose_y=True) for start in range(0, num_out, rows)
     ]
     y = (pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=-1)) * weight_scale
     return y if bias is None else y + bias

@@ -44,9 +44,7 @@ class Int8Linear:
 class DenseLinear:
     """Floating-point weight ``[out, in]``."""
 
-    def __init__(
-        self, weight: paddle.Tensor, bias: paddle.Tensor | None, operator: Callable[..., paddle.Tensor]
-    ) -> None:
+    def __init__(self, weight: paddle.Tensor, bias: paddle.Tensor | None, operator: Callable[..., paddle.Tensor]) -> None:
         self._weight = weight
         self._bias = bias
         self._operator = operator

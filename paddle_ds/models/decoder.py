@@ -1,7 +1,7 @@
 """One decoder for Qwen2 and Llama: the config says which biases exist, how heads are grouped, how positions are turned.
 
-    tokens ─ embedding ─┬─ norm ─ qkv ─ rotary ─ paged attention ─ o ─┬─ norm ─ gate·up ─ silu·mul ─ down ─┬─ … ─ norm ─ head
-                        └──────────────────────────────────────────── +┴──────────────────────────────────── +
+tokens ─ embedding ─┬─ norm ─ qkv ─ rotary ─ paged attention ─ o ─┬─ norm ─ gate·up ─ silu·mul ─ down ─┬─ … ─ norm ─ head
+                    └──────────────────────────────────────────── +┴──────────────────────────────────── +
 """
 
 from __future__ import annotations
@@ -55,16 +55,12 @@ class DecoderLayer:
         self.gate_up = source.linear(f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj")
         self.down = source.linear(f"{prefix}.mlp.down_proj")
 
-    def __call__(
-        self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout
-    ) -> paddle.Tensor:
+    def __call__(self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout) -> paddle.Tensor:
         """float32 [T, H] -> float32 [T, H]; writes this step's keys and values into the cache."""
         x = x + self._attention(self.input_norm(x), keys, values, layout)
         return x + self.down(self._kernels.silu_mul(self.gate_up(self.post_norm(x))))
 
-    def _attention(
-        self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout
-    ) -> paddle.Tensor:
+    def _attention(self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout) -> paddle.Tensor:
         config, kernels = self._config, self._kernels
         num_tokens = x.shape[0]
         query, key, value = paddle.split(self.qkv(x), [config.q_size, config.kv_size, config.kv_size], axis=-1)

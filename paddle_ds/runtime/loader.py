@@ -90,9 +90,7 @@ class _CheckpointSource:
             return None
         return paddle.to_tensor(np.concatenate([self._read(f"{prefix}.bias").to_float32() for prefix in prefixes]))
 
-    def _make_linear(
-        self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: paddle.Tensor | None
-    ) -> Linear:
+    def _make_linear(self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: paddle.Tensor | None) -> Linear:
         if scheme == "dense":
             dense = [weight.to_float32() for weight in weights]
             stacked = dense[0] if len(dense) == 1 else np.concatenate(dense)
@@ -107,4 +105,3 @@ class _CheckpointSource:
 def to_paddle(tensor: DenseTensor) -> paddle.Tensor:
     """The same bits in Paddle's memory; Paddle takes uint16 arrays for bfloat16."""
     return paddle.to_tensor(np.ascontiguousarray(tensor.values))
-

@@ -65,9 +65,7 @@ def make_plan(
     per_token = 2 * model.num_layers * model.kv_size * _FLOAT_BYTES
     wanted = engine.max_context_tokens or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
-        raise ConfigError(
-            f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}"
-        )
+        raise ConfigError(f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}")
     activations = _activation_bytes(model, engine)
     fixed = _BASE_BYTES + sum(weights.values()) + activations
     load = _load_bytes(model)

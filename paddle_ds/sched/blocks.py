@@ -15,7 +15,8 @@ class BlockPool:
     """Hands out block numbers ``0 .. num_blocks - 1``."""
 
     def __init__(self, num_blocks: int, block_tokens: int) -> None:
-        assert num_blocks > 0 and block_tokens > 0
+        assert num_blocks > 0
+        assert block_tokens > 0
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self._free: deque[int] = deque(range(num_blocks))

@@ -42,7 +42,8 @@ class Request:
         end_ids: frozenset[int],
         arrival_s: float = 0.0,
     ) -> None:
-        assert prompt_ids and max_new_tokens > 0
+        assert prompt_ids
+        assert max_new_tokens > 0
         self.request_id = request_id
         self.params = params
         self.seed = seed

@@ -1,11 +1,11 @@
 """What one rendering of a chat template may use, and the checks that hold it to that.
 
-A rendering has a number of steps, a time, and a number of characters. One operation cannot be interrupted, so those that could
-be huge by themselves are checked before they run (``'x' * n``, ``**``, ``str.replace``, widths in formats), and values
-are checked before they are written out.
+A rendering has a number of steps, a time, and a number of characters. One operation cannot be interrupted, so those
+that could be huge by themselves are checked before they run (``'x' * n``, ``**``, ``str.replace``, widths in formats),
+and values are checked before they are written out.
 
-The aim is that a template which runs away ends quickly, with an error. It is no defence in depth against a template made to
-exhaust memory by every trick there is; a service that renders templates of strangers limits its processes too.
+The aim is that a template which runs away ends quickly, with an error. It is no defence in depth against a template
+made to exhaust memory by every trick there is; a service that renders templates of strangers limits its processes too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _MAX_LOOP_TEXT_CHARS = 64 * 1024 * 1024
 MAX_ITEMS = 200_000
 _MAX_INT_BITS = 4096
 MAX_WIDTH = 10_000
+_PADDING = ("center", "expandtabs", "ljust", "rjust", "zfill")
 
 _WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[-#0 +]*(\d{5,}|\*|\d*\.(\d{5,}|\*))")
 _WIDE_FORMAT = re.compile(r"\{[^}]*:[^}]*(\d{5,}|\{)")
@@ -98,6 +100,16 @@ def check_value(value: Any) -> Any:
     return value
 
 
+def held(value: Any) -> Any:
+    """An iterator or range as a list, so that it can be checked; anything else as it is."""
+    if not isinstance(value, (Iterator, range)):
+        return value
+    items = list(itertools.islice(value, MAX_ITEMS + 1))
+    if len(items) > MAX_ITEMS:
+        raise SecurityError("a list too long")
+    return items
+
+
 def check_num_chars(num_chars: int) -> None:
     """Refuse to make a text of so many characters."""
     if num_chars > MAX_OUTPUT_CHARS:
@@ -110,28 +122,39 @@ def check_percent(pattern: str) -> None:
         raise SecurityError("a format with such a width")
 
 
-def check_text_method(text: str, name: str, args: list[Any]) -> None:
-    """Refuse a method of ``str`` whose result could be huge."""
-    for value in args:
-        if (
-            isinstance(value, int)
-            and abs(value) > MAX_WIDTH
-            and name in ("center", "ljust", "rjust", "zfill", "expandtabs")
-        ):
-            raise SecurityError(f"{name} to more than {MAX_WIDTH}")
-    if name == "replace" and len(args) > 1:
+def check_text(name: str, values: list[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse a filter or method on text (``values[0]``; for ``join`` its items) whose result would be huge."""
+    text, args = (values[0] if values else ""), [*values[1:], *kwargs.values()]
+    if name == "join" and isinstance(text, (list, tuple)) and args:
+        check_num_chars(len(text) * len(str(args[0])))
+    if not isinstance(text, str):
+        return
+    widths = [value for value in args if isinstance(value, int)]
+    if name in _PADDING and any(abs(width) > MAX_WIDTH for width in widths):
+        raise SecurityError(f"{name} to more than {MAX_WIDTH}")
+    if name == "expandtabs":
+        check_num_chars(text.count("\t") * max([8, *widths]))
+    elif name == "replace" and len(args) > 1:
         old, new = str(args[0]), str(args[1])
         check_num_chars((text.count(old) if old else len(text) + 1) * len(new))
-    elif name == "join" and args and isinstance(args[0], (list, tuple)):
-        check_value(args[0])
-        check_num_chars(len(args[0]) * len(text))
     elif name == "format":
         check_percent(text)
-    if name in ("format", "format_map"):
-        for value in args:
-            check_value(value)
-        if _WIDE_FORMAT.search(text):
-            raise SecurityError("a format with such a width")
+    if name in ("format", "format_map") and _WIDE_FORMAT.search(text):
+        raise SecurityError("a format with such a width")
+
+
+def check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Refuse a method of a built-in value whose result would be huge; returns the arguments, iterators as lists."""
+    if name in ("encode", "translate") or isinstance(owner, (int, float)):
+        raise SecurityError(f"calling {name}")
+    args = tuple(check_value(held(value)) for value in args)
+    for value in kwargs.values():
+        check_value(value)
+    if name in ("index", "count"):
+        check_value(owner)
+    if isinstance(owner, str):
+        check_text(name, [*args, owner] if name == "join" else [owner, *args], kwargs)
+    return args
 
 
 def check_product(operator: str, left: Any, right: Any) -> None:

@@ -8,9 +8,10 @@ is their concatenation, decoded as UTF-8:
     text         (held)  你    hello
 
 Only the very start of a text is special: decoders of the SentencePiece family drop the space they had put there.
-Where bytes are not UTF-8, each maximal ill-formed part becomes one U+FFFD (Unicode 16, section 3.9, as Rust's and Python's
-lossy decoders do). The ``tokenizers`` library differs in one case: its ByteFallback turns a whole run of byte tokens into
-U+FFFD when any part of it is ill-formed, also characters that were complete; a stream cannot take those back.
+Where bytes are not UTF-8, each maximal ill-formed part becomes one U+FFFD (Unicode 16, section 3.9, as Rust's and
+Python's lossy decoders do). The ``tokenizers`` library differs in one case: its ByteFallback turns a whole run of byte
+tokens into U+FFFD when any part of it is ill-formed, also characters that were complete; a stream cannot take those
+back.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ def parse_decoder(state: bytes | None, where: str) -> DecodeRules:
         elif kind == "Strip" and fused and step["stop"] == 0:
             rules = dataclasses.replace(rules, strip_char=step["content"], num_strip=step["start"])
         else:
-            have = (
-                "ByteLevel alone; or ByteFallback, Replace of a string, Metaspace, then Fuse, then Strip at the start"
-            )
+            have = "ByteLevel alone; or ByteFallback, Replace of a string, Metaspace, then Fuse, then Strip at the start"
             raise TokenizerError(f"{where}: cannot decode with {json.dumps(step, ensure_ascii=False)}; have: {have}")
     return rules
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class IncrementalDetokenizer:
     """Text of a growing answer, exact at every step.
 
-    ``"".join(pushes) + flush()`` equals ``tokenizer.decode(ids)``; with a prompt it is what ``ids`` add to the prompt's text,
-    so that an answer going on in the middle of a sentence keeps its leading space, and a character whose first bytes
-    ended the prompt comes out whole. No push splits a character, and none emits U+FFFD for bytes that a later token could
-    still complete.
+    ``"".join(pushes) + flush()`` equals ``tokenizer.decode(ids)``; with a prompt it is what ``ids`` add to the prompt's
+    text, so that an answer going on in the middle of a sentence keeps its leading space, and a character whose first
+    bytes ended the prompt comes out whole. No push splits a character, and none emits U+FFFD for bytes that a later
+    token could still complete.
 
     Args:
         tokenizer: the tokenizer the ids belong to.

@@ -16,9 +16,9 @@ _DROPPED = frozenset({"reasoning_content", "reasoning", "refusal", "annotations"
 def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Check messages and bring them into the form templates are written for.
 
-    ``content`` becomes a string (text parts are joined with nothing between them), or stays ``None`` for an assistant that
-    only called tools. ``developer`` becomes ``system``. What an assistant thought (``reasoning_content``, ``reasoning``)
-    is left out, as DeepSeek asks for.
+    ``content`` becomes a string (text parts are joined with nothing between them), or stays ``None`` for an assistant
+    that only called tools. ``developer`` becomes ``system``. What an assistant thought (``reasoning_content``,
+    ``reasoning``) is left out, as DeepSeek asks for.
 
     Raises:
         InvalidRequest: a field has the wrong type or value; ``param`` names it, as in ``messages[2].content``.

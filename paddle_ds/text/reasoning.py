@@ -3,10 +3,10 @@
     BEFORE ──<think>──▶ OPENING ──text──▶ INSIDE ──</think>──▶ CLOSING ──text──▶ CONTENT
       └──────────────────────────── any other text ─────────────────────────────▶
 
-R1's template ends the prompt with ``<think>\\n``, so its answers start in OPENING; with other templates the model writes the
-tag itself and they start in BEFORE. The first ``</think>`` closes; every tag after it is plain content (a code block may
-hold one). Blank lines after either tag and white space before ``</think>`` belong to nobody and are dropped; they are held
-back while it is open whether the tag follows.
+R1's template ends the prompt with ``<think>\\n``, so its answers start in OPENING; with other templates the model
+writes the tag itself and they start in BEFORE. The first ``</think>`` closes; every tag after it is plain content (a
+code block may hold one). Blank lines after either tag and white space before ``</think>`` belong to nobody and are
+dropped; they are held back while it is open whether the tag follows.
 """
 
 from __future__ import annotations

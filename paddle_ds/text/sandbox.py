@@ -1,11 +1,12 @@
 """The environment untrusted templates run in.
 
-Jinja's sandbox keeps a template from Python's internals; it bounds only ``range``. Here every turn of a loop, every call and
-every filter also spends from the :mod:`~paddle_ds.text.budget` of the rendering. Loops and concatenations have no hook in
-Jinja, so the syntax tree is changed before it is compiled:
+Jinja's sandbox keeps a template from Python's internals; it bounds only ``range``. Here every turn of a loop, every
+call and every filter also spends from the :mod:`~paddle_ds.text.budget` of the rendering. Loops, concatenations and
+comparisons have no hook in Jinja, so the syntax tree is changed before it is compiled:
 
     {% for x in xs %}…     becomes   {% for x in xs | _loop(n) %}…
     {{ a ~ b }}            becomes   {{ (a | _checked ~ b | _checked) | _checked }}
+    {{ a == b, d[k] }}     becomes   {{ a | _checked == b | _checked, d[k | _checked] }}
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from jinja2.visitor import NodeTransformer
 from paddle_ds.text.budget import (
     MAX_ITEMS,
     MAX_WIDTH,
-    check_num_chars,
+    check_method,
     check_percent,
     check_product,
-    check_text_method,
+    check_text,
     check_value,
+    held,
     spend,
 )
 
@@ -41,9 +43,12 @@ _FILTER_NAMES = """
     last length list lower map max min reject rejectattr replace reverse round safe select selectattr sort string
     striptags title trim unique upper wordcount
 """
-_WRITING_FILTERS = frozenset(
-    {"e", "escape", "forceescape", "format", "join", "replace", "string", "tojson", "indent", "trim"}
-)
+#: filters and tests that look at their arguments no deeper than one item; all others may write out or compare whole
+#: values
+_SHALLOW_FILTER_NAMES = """
+    attr count d default first items last length list map reject rejectattr reverse select selectattr
+"""
+_COMPARING_TESTS = "== != < <= > >= eq equalto ne lt lessthan le gt greaterthan ge in"
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -62,6 +67,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         known = {name: self.filters[name] for name in _FILTER_NAMES.split()} | {"tojson": _tojson}
         self.filters = {name: _guarded_filter(name, function) for name, function in known.items()}
         self.filters |= {"_loop": _loop, "_checked": _checked}
+        self.tests |= {name: _guarded_test(self.tests[name]) for name in _COMPARING_TESTS.split()}
         self.globals.pop("lipsum", None)
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
@@ -71,12 +77,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         assert isinstance(guarded, nodes.Template)
         return guarded
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Refuse at once; Jinja would give an undefined value, which prints as nothing."""
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
+
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template: functions, methods, macros, recursive loops."""
         spend()
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, str):
-            check_text_method(owner, name, [*args, *kwargs.values()])
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, (str, list, tuple, dict, int, float)):
+            args = check_method(owner, name, args, kwargs)
         if isinstance(obj, LoopContext) and args:
             args = (_loop(context, args[0]), *args[1:])
         result = super().call(context, obj, *args, **kwargs)
@@ -119,27 +130,36 @@ def _loop(_context: Context, iterable: Iterable[Any], num_text_chars: int = 0) -
 
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    writes = name in _WRITING_FILTERS
+    """``function`` with its arguments checked, save where it looks at no more than one item of them."""
+    if name in _SHALLOW_FILTER_NAMES.split():
+
+        @functools.wraps(function)
+        def shallow(*args: Any, **kwargs: Any) -> Any:
+            spend()
+            return function(*args, **kwargs)
+
+        return shallow
+
+    num_hidden = int(hasattr(function, "jinja_pass_arg"))  # the context or environment comes first
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         spend()
-        if writes:
-            values = [
-                value for value in (*args, *kwargs.values()) if not isinstance(value, (Context, jinja2.Environment))
-            ]
-            for value in values:
-                check_value(value)
-            if isinstance(values[0] if values else None, str):
-                check_text_method(values[0], name, values[1:])
-            if name == "join" and len(values) > 1 and isinstance(values[0], (list, tuple)):
-                check_num_chars(len(values[0]) * len(str(values[1])))
-        if name == "indent" and any(
-            isinstance(value, int) and value > MAX_WIDTH for value in (*args, *kwargs.values())
-        ):
+        hidden, values = args[:num_hidden], [check_value(held(value)) for value in args[num_hidden:]]
+        if name == "indent" and any(isinstance(value, int) and value > MAX_WIDTH for value in (*values, *kwargs.values())):
             raise SecurityError(f"an indentation of more than {MAX_WIDTH}")
-        result = function(*args, **kwargs)
+        check_text(name, values, kwargs)
+        result = function(*hidden, *values, **kwargs)
         return check_value(result) if isinstance(result, str) else result
+
+    return guarded
+
+
+def _guarded_test(function: Any) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def guarded(*args: Any) -> Any:
+        spend()
+        return function(*[check_value(value) for value in args])
 
     return guarded
 
@@ -156,8 +176,30 @@ class _Guard(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
-        node.nodes = [_call_filter(item, "_checked", []) for item in node.nodes]
+        node.nodes = [_check_node(item) for item in node.nodes]
         return _call_filter(node, "_checked", [])
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _check_node(node.expr)
+        for operand in node.ops:
+            operand.expr = _check_node(operand.expr)
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Pair:
+        self.generic_visit(node)
+        node.key = _check_node(node.key)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            node.arg = _check_node(node.arg)
+        return node
+
+
+def _check_node(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _call_filter(node, "_checked", [])
 
 
 def _call_filter(node: nodes.Expr, name: str, args: list[nodes.Expr]) -> nodes.Filter:

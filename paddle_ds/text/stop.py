@@ -1,8 +1,8 @@
 """Stop strings, found across chunk borders.
 
 The rule is the only one a stream can keep without looking ahead: **the match that ends first wins**; of several that
-end at the same character, the longest. So ``stop=["abcd", "bc"]`` on ``abcd`` stops at ``bc`` and the text is ``a``, however
-the text was cut into pushes.
+end at the same character, the longest. So ``stop=["abcd", "bc"]`` on ``abcd`` stops at ``bc`` and the text is ``a``,
+however the text was cut into pushes.
 
 Each stop string has a Knuth-Morris-Pratt matcher (SIAM J. Comput. 6(2), 1977). The longest partial match of any of them
 is what has to be held back:

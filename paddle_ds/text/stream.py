@@ -27,8 +27,8 @@ class TextStream:
 
         token ids ─▶ IncrementalDetokenizer ─▶ StopChecker ─▶ ReasoningSplitter ─▶ reasoning, content
 
-    Stop strings are looked for in the raw text, so in the reasoning too. After a stop nothing more comes out, and tokens
-    after the one that completed the stop string are not counted.
+    Stop strings are looked for in the raw text, so in the reasoning too. After a stop nothing more comes out, and
+    tokens after the one that completed the stop string are not counted.
 
     Args:
         tokenizer: the tokenizer the ids belong to.

@@ -23,9 +23,10 @@ _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_f
 class ChatTemplate:
     """A compiled chat template.
 
-    Rendering follows ``transformers.apply_chat_template``: ``trim_blocks`` and ``lstrip_blocks`` are on; ``raise_exception``,
-    ``strftime_now``, a ``tojson`` that leaves non-ASCII text alone, loop controls and ``{% generation %}`` exist; special
-    tokens are given by name. The sandbox in :mod:`paddle_ds.text.sandbox` bounds what a template can do.
+    Rendering follows ``transformers.apply_chat_template``: ``trim_blocks`` and ``lstrip_blocks`` are on;
+    ``raise_exception``, ``strftime_now``, a ``tojson`` that leaves non-ASCII text alone, loop controls and ``{%
+    generation %}`` exist; special tokens are given by name. The sandbox in :mod:`paddle_ds.text.sandbox` bounds what a
+    template can do.
 
     Args:
         source: Jinja source.
@@ -36,9 +37,7 @@ class ChatTemplate:
         ChatTemplateError: the source is not a valid template.
     """
 
-    def __init__(
-        self, source: str, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None
-    ) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
         environment = TemplateSandbox()
@@ -46,9 +45,7 @@ class ChatTemplate:
         self._tool_template = _compile(environment, tool_source) if tool_source is not None else None
         sources = [text for text in (source, tool_source) if text is not None]
         #: variables that the template asks for; a request's template argument that is not among them does nothing
-        self.variables = frozenset().union(
-            *(meta.find_undeclared_variables(environment.parse(text)) for text in sources)
-        )
+        self.variables = frozenset().union(*(meta.find_undeclared_variables(environment.parse(text)) for text in sources))
 
     def render(
         self,
@@ -66,8 +63,8 @@ class ChatTemplate:
             messages: as :func:`paddle_ds.text.normalise_messages` gives them.
             add_generation_prompt: end with what opens the assistant's turn.
             tools: function definitions offered to the model.
-            continue_final_message: the last message is an assistant's and is left open, for the answer to go on with it;
-                no generation prompt is added then.
+            continue_final_message: the last message is an assistant's and is left open, for the answer to go on with
+                it; no generation prompt is added then.
             kwargs: further variables of the template, such as ``enable_thinking``.
 
         Raises:
@@ -75,9 +72,7 @@ class ChatTemplate:
         """
         reserved = sorted(_RESERVED & kwargs.keys())
         if reserved:
-            raise ChatTemplateError(
-                f"template argument {reserved[0]!r} is set by the server", param="chat_template_kwargs"
-            )
+            raise ChatTemplateError(f"template argument {reserved[0]!r} is set by the server", param="chat_template_kwargs")
         if continue_final_message:
             messages = _mark_final(messages)
         variables = {
@@ -171,9 +166,7 @@ def _mark_final(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     last = messages[-1] if messages else {}
     content = last.get("content")
     if last.get("role") != "assistant" or not isinstance(content, str):
-        raise ChatTemplateError(
-            "continue_final_message needs a last message by the assistant, with text", param="messages"
-        )
+        raise ChatTemplateError("continue_final_message needs a last message by the assistant, with text", param="messages")
     return [*messages[:-1], {**last, "content": content + _END_OF_FINAL}]
 
 

@@ -37,9 +37,7 @@ class Tokenizer:
         if not vocab:
             raise TokenizerError(f"{files.tokenizer}: the vocabulary is empty")
         self.num_tokens: int = max(vocab.values()) + 1
-        self.token_bytes_table = TokenBytes(
-            parse_decoder(_decoder_state(backend), str(files.tokenizer)), backend.id_to_token
-        )
+        self.token_bytes_table = TokenBytes(parse_decoder(_decoder_state(backend), str(files.tokenizer)), backend.id_to_token)
         roles = _special_roles(files, vocab)
         opened_by = backend.encode("").ids[:1]
         self.bos_id = _bos_id(files, roles, vocab, opened_by)
@@ -168,16 +166,12 @@ def _special_roles(files: TokenizerFiles, vocab: Mapping[str, int]) -> dict[str,
         if token is None:
             continue
         if not isinstance(token, str) or token not in vocab:
-            raise TokenizerError(
-                f"{files.directory / 'tokenizer_config.json'}: {role} {token!r} is not in the vocabulary"
-            )
+            raise TokenizerError(f"{files.directory / 'tokenizer_config.json'}: {role} {token!r} is not in the vocabulary")
         roles[role] = token
     return roles
 
 
-def _bos_id(
-    files: TokenizerFiles, roles: Mapping[str, str], vocab: Mapping[str, int], opened_by: list[int]
-) -> int | None:
+def _bos_id(files: TokenizerFiles, roles: Mapping[str, str], vocab: Mapping[str, int], opened_by: list[int]) -> int | None:
     """tokenizer_config.json decides, also for none. config.json is never asked: R1's names the end-of-text id there."""
     if "bos_token" in files.config:
         return vocab[roles["bos_token"]] if "bos_token" in roles else None
@@ -187,9 +181,7 @@ def _bos_id(
     return value if isinstance(value, int) and value in vocab.values() else None
 
 
-def _eos_ids(
-    files: TokenizerFiles, roles: Mapping[str, str], vocab: Mapping[str, int], num_tokens: int
-) -> tuple[int, ...]:
+def _eos_ids(files: TokenizerFiles, roles: Mapping[str, str], vocab: Mapping[str, int], num_tokens: int) -> tuple[int, ...]:
     ids = [vocab[roles["eos_token"]]] if "eos_token" in roles else []
     for name, content in (("generation_config.json", files.generation), ("config.json", files.model)):
         value = content.get("eos_token_id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import Any
 
 import click
 
@@ -19,8 +20,10 @@ from paddle_ds_serving.supervisor import ServeOptions, Supervisor
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="HTTP worker processes.")
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds that streams may go on after a stop.")
-def serve(host: str, port: int, workers: int, grace: float, **engine: object) -> None:
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds that streams may go on after a stop."
+)
+def serve(host: str, port: int, workers: int, grace: float, **engine: Any) -> None:
     """Serve a model over HTTP with an OpenAI-compatible API.
 
     Starts the engine and Gunicorn, restarts what dies, and ends both on Ctrl-C.

@@ -10,6 +10,7 @@ finish), then the engine. If the supervisor is killed the kernel tells the child
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -113,10 +114,8 @@ class Child:
     def kill(self) -> None:
         """End it and all it started, now."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # each child leads a session of its own
-            except ProcessLookupError:
-                pass
             self._process.wait()
 
 
@@ -212,4 +211,6 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --port") from error
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --port"
+        ) from error

@@ -93,11 +93,11 @@ def test_client_that_resets_its_connection_aborts(start_gunicorn):
 def test_client_that_pipelines_is_not_taken_for_gone(start_gunicorn):
     gate = threading.Event()
     server = start_gunicorn(say("</think>2", Gate(gate), "Hello"))
-    connection = raw_post(server.port, {**BODY, "stream": True})
-    read_until(connection, b'"content":"2"')
-    connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-    threading.Timer(1.5, gate.set).start()
-    data = read_until(connection, b'"version"')
+    with raw_post(server.port, {**BODY, "stream": True}) as connection:
+        read_until(connection, b'"content":"2"')
+        connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        threading.Timer(1.5, gate.set).start()
+        data = read_until(connection, b'"version"')
     assert data.index(b"[DONE]") < data.index(b'"version"')
     assert server.engine.actor.aborted == set()
 
@@ -136,11 +136,11 @@ def test_counts_of_all_workers_are_added_and_the_engines_are_not(start_gunicorn)
 def test_streams_that_run_at_stop_are_finished(start_gunicorn):
     gate = threading.Event()
     server = start_gunicorn(say("</think>2", Gate(gate), "Hello"))
-    connection = raw_post(server.port, {**BODY, "stream": True})
-    read_until(connection, b'"content":"2"')
-    server.process.terminate()
-    threading.Timer(0.5, gate.set).start()
-    assert b'"content":"Hello"' in read_until(connection, b"[DONE]")
+    with raw_post(server.port, {**BODY, "stream": True}) as connection:
+        read_until(connection, b'"content":"2"')
+        server.process.terminate()
+        threading.Timer(0.5, gate.set).start()
+        assert b'"content":"Hello"' in read_until(connection, b"[DONE]")
     assert server.process.wait(timeout=30) == 0
     assert list(server.runtime_dir.iterdir()) == []  # the metrics directory is gone
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 from flask import request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from paddle_ds_serving.http_errors import UnsupportedMediaType
 from paddle_ds_serving.protocol.body import Refused, decode
@@ -22,9 +23,14 @@ def json_body(kind: type[T], refused: Mapping[str, Refused] | None = None) -> T:
 
     Raises:
         UnsupportedMediaType: the body is not declared as JSON.
+        RequestEntityTooLarge: it is longer than the application allows.
         InvalidRequest, UnsupportedParameter: see :func:`decode`.
     """
     if not request.is_json:
         declared = request.mimetype or "nothing"
         raise UnsupportedMediaType(f"content-type is {declared}; send application/json")
-    return decode(request.get_data(cache=False), kind, refused or {})
+    body = request.get_data(cache=False)
+    limit_bytes = request.max_content_length
+    if request.content_length is None and limit_bytes is not None and len(body) >= limit_bytes:
+        raise RequestEntityTooLarge  # a chunked body: Werkzeug stops reading at the limit and says nothing
+    return decode(body, kind, refused or {})
