@@ -50,7 +50,7 @@ test-floor: $(VENV)/.dev
 	tools/test_floor.sh "$(PYTHON)"
 
 golden:
-	$(PYTHON) tools/make_golden_hf.py
+	$(PYTHON) tools/make_golden_hf.py --venv .venv-golden
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet requirements-dev.in -o requirements-dev.lock

@@ -115,12 +115,13 @@ def _make(case: Case, out: Path) -> None:
             break
     else:
         raise SystemExit(f"{case.name}: no seed gives clear and varied greedy ids")
+    logits = _logits(model, prompt).numpy()
+    # last: converting rounds the rotary frequencies too, which are a buffer of the model and not part of a checkpoint
     model.to(_torch_dtype(case.dtype)).save_pretrained(out, max_shard_size=case.max_shard_size)
-    model.float()
     (out / "generation_config.json").unlink(missing_ok=True)
     if case.legacy:
         _rewrite_config(out / "config.json")
-    golden = {"prompt_ids": np.array(prompt), "logits": _logits(model, prompt).numpy(), "greedy_ids": np.array(greedy)}
+    golden = {"prompt_ids": np.array(prompt), "logits": logits, "greedy_ids": np.array(greedy)}
     np.savez(out / "golden.npz", **golden, margin=np.float32(margin))
     print(
         f"{case.name}: seed {seed}, margin {margin:.3f}, logits std {golden['logits'].std():.2f}, greedy {greedy[:8]}.."

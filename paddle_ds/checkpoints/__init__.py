@@ -43,9 +43,9 @@ def open_checkpoint(
     if not path.exists():
         if not _HUB_NAME.fullmatch(str(model)):
             raise CheckpointNotFound(f"{model}: no such directory or file, and not a hub name such as 'org/name'")
-        from paddle_ds.checkpoints import hub  # deferred: only a hub name needs it
+        from paddle_ds.checkpoints.hub import fetch  # deferred: only a hub name needs it
 
-        path = hub.fetch(str(model), settings or load_settings(), progress)
+        path = fetch(str(model), settings or load_settings(), progress)
     return _open_path(path)
 
 

@@ -28,8 +28,8 @@ _OPENERS: Mapping[str, type[SafetensorsFile] | type[PdparamsFile]] = {
     ".pdparams": PdparamsFile,
 }
 
-# a single file, then its index: Hugging Face's order; safetensors before pickles
-_PREFERRED = (
+#: usual names; a single file before its index, as in Hugging Face's loader, and safetensors before pickles
+WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model_state.pdparams",
@@ -62,7 +62,7 @@ def list_weights(path: Path) -> Listing:
         return Listing(path.parent, (path,))
     if not path.is_dir():
         raise CheckpointNotFound(f"{path}: no such directory or file")
-    present = [name for name in _PREFERRED if (path / name).is_file()]
+    present = [name for name in WEIGHT_FILES if (path / name).is_file()]
     if len(present) > 1:
         log.warning(
             "checkpoint.several_weights", extra=fields(directory=str(path), chosen=present[0], ignored=present[1:])
@@ -97,7 +97,12 @@ def open_weights(listing: Listing) -> TensorFiles:
     return together
 
 
-def _from_index(index: Path) -> Listing:
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, as an index says.
+
+    Raises:
+        CorruptFileError: not JSON, or not a map to plain names of weight files.
+    """
     try:
         raw = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -105,15 +110,19 @@ def _from_index(index: Path) -> Listing:
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CorruptFileError(f"{index}: no 'weight_map' from tensor names to file names")
-    weights = []
-    for name in sorted(set(weight_map.values())):
-        shard = index.parent / name
-        if Path(name).name != name or shard.suffix not in _OPENERS:
+    for name in set(weight_map.values()):
+        if Path(name).name != name or Path(name).suffix not in _OPENERS:
             raise CorruptFileError(f"{index}: shard {name!r}; expected the plain name of a file beside the index")
+    return weight_map
+
+
+def _from_index(index: Path) -> Listing:
+    weight_map = read_index(index)
+    weights = tuple(index.parent / name for name in sorted(set(weight_map.values())))
+    for shard in weights:
         if not shard.is_file():
             raise CheckpointNotFound(f"{shard}: no such file; {index.name} names it as a shard")
-        weights.append(shard)
-    return Listing(index.parent, tuple(weights), index, weight_map)
+    return Listing(index.parent, weights, index, weight_map)
 
 
 def _without_usual_names(directory: Path) -> Listing:
@@ -132,7 +141,7 @@ def _without_usual_names(directory: Path) -> Listing:
         if found:
             names = ", ".join(file.name for file in found)
             raise UnknownFormatError(f"{directory}: {names} and no index; expected one file, or name the file itself")
-    expected = ", ".join(_PREFERRED)
+    expected = ", ".join(WEIGHT_FILES)
     raise UnknownFormatError(f"{directory}: no weights; expected {expected}, or one other *{' or *'.join(_OPENERS)}")
 
 

@@ -49,9 +49,7 @@ class PdparamsFile(TensorFile):
             found = self._count_bytes(payload)
             if found != nbytes:
                 where = f"{path}: tensor '{name}'"
-                raise CorruptFileError(
-                    f"{where}: {found} bytes; {array.dtype} {list(array.shape)} needs {nbytes}"
-                )
+                raise CorruptFileError(f"{where}: {found} bytes; {array.dtype} {list(array.shape)} needs {nbytes}")
             self.tensors[name] = RawTensor(name, array.shape, array.dtype, nbytes, path)
 
     def array(self, name: str) -> Array:

@@ -1,7 +1,7 @@
 """A pickle machine that builds containers and descriptions of numpy arrays, and nothing else.
 
-``.pdparams`` files are pickles, and unpickling runs what a pickle names. This machine walks the opcodes over a memory map
-and imports nothing: names are looked up in ``pickle_rules``. Payloads of arrays are not read but remembered as spans of
+``.pdparams`` files are pickles, and unpickling runs what a pickle names. This machine walks the opcodes over a memory
+map and imports nothing: names are looked up in ``pickle_rules``. Payloads of arrays are not read but remembered as spans of
 the file, so that gigabytes cost kilobytes until a tensor is asked for. Opcodes: Lib/pickletools.py of CPython.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from paddle_ds.config.model import ModelConfig
@@ -28,7 +29,8 @@ class ModelRunner:
     def __init__(self, decoder: Decoder, sampler: Sampler, *, num_blocks: int, block_tokens: int) -> None:
         self.decoder = decoder
         self._sampler = sampler
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
+        self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
         self._cache = make_cache(decoder.config, num_blocks, block_tokens)
 
@@ -42,10 +44,11 @@ class ModelRunner:
             logits = self.decoder.logits(_take_rows(hidden, rows)).numpy()
         return self._sampler.sample(logits, [chunk.request for chunk in plan.chunks if chunk.sample])
 
-    def all_logits(self, plan: StepPlan) -> paddle.Tensor:
+    def all_logits(self, plan: StepPlan) -> npt.NDArray[np.float32]:
         """Logits of every position of the plan, float32 [T, vocab]: for evaluation and tests."""
         with paddle.no_grad():
-            return self.decoder.logits(self._forward(plan.chunks))
+            logits: npt.NDArray[np.float32] = self.decoder.logits(self._forward(plan.chunks)).numpy()
+            return logits
 
     def _forward(self, chunks: tuple[Chunk, ...]) -> paddle.Tensor:
         ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
@@ -58,14 +61,14 @@ class ModelRunner:
         for row, chunk in enumerate(chunks):
             tables[row, : len(chunk.request.block_ids)] = chunk.request.block_ids
         owners = np.repeat(np.arange(len(chunks)), lengths)
-        blocks = tables[owners, positions // self._block_tokens].astype(np.int64)
+        blocks = tables[owners, positions // self.block_tokens].astype(np.int64)
         cos, sin = self._rotary.cos_sin(positions)
         return BatchLayout(
             query_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
             context_lens=np.array([chunk.context_tokens for chunk in chunks], np.int32),
             block_tables=tables,
-            block_tokens=self._block_tokens,
-            slots=paddle.to_tensor(blocks * self._block_tokens + positions % self._block_tokens),
+            block_tokens=self.block_tokens,
+            slots=paddle.to_tensor(blocks * self.block_tokens + positions % self.block_tokens),
             cos=paddle.to_tensor(cos),
             sin=paddle.to_tensor(sin),
         )

@@ -22,7 +22,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -88,6 +88,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, (str, list, tuple, dict, int, float)):
             args = check_method(owner, name, args, kwargs)
+        elif not isinstance(obj, (LoopContext, Macro)):
+            for value in args:
+                check_value(value)
         if isinstance(obj, LoopContext) and args:
             args = (_loop(context, args[0]), *args[1:])
         result = super().call(context, obj, *args, **kwargs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.ipc.messages import Delta, Finished, Submit, TokenLogprob, Usage
 from paddle_ds.text import ReasoningSplitter, TextStream, Tokenizer
 from paddle_ds_serving.prompts import Prompt

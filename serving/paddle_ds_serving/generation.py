@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from paddle_ds.config.sampling import SamplingParams
-from paddle_ds.errors import EngineUnavailable, from_info
+from paddle_ds.errors import EngineUnavailable, PaddleDSError, from_info
 from paddle_ds.ipc.messages import Delta, Failed, Finished, Submit
 from paddle_ds.text import Tokenizer
 from paddle_ds_serving.choice import Choice, Piece, total_tokens
@@ -47,11 +47,15 @@ class Generation:
         metrics: Metrics,
         record: RequestRecord,
         is_gone: Callable[[], bool],
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.choices: list[Choice] = []
         self._metrics = metrics
         self._record = record
         self._is_gone = is_gone
+        self._on_close = on_close
+        self._closed = False
+        self._failure: PaddleDSError | None = None
         self._last_token_s: dict[str, float] = {}
         self._next_look_s = 0.0
         each = order.params.each_choice()
@@ -78,21 +82,27 @@ class Generation:
         """Wait for news, and take all that there is. False where ``timeout_s`` passed in silence.
 
         Raises:
-            ClientGone: nobody waits for the answers any more. They are aborted.
-            PaddleDSError: the engine failed one of them. The others are aborted.
+            ClientGone: nobody waits for the answers any more.
+            PaddleDSError: see :meth:`raise_failure`; what came before a failure can be taken first.
         """
+        self.raise_failure()
         deadline_s = time.monotonic() + timeout_s
         while True:
             now_s = time.monotonic()
             self._look_for_client(now_s)
             event = self._stream.get(max(0.0, min(deadline_s - now_s, POLL_S)))
             if event is not None:
-                self._take(event)
-                while (event := self._stream.get(0.0)) is not None:
+                while event is not None:
                     self._take(event)
+                    event = self._stream.get(0.0)
                 return True
             if time.monotonic() >= deadline_s:
                 return False
+
+    def raise_failure(self) -> None:
+        """Raise what the engine failed with, if it did: one failed answer fails the request."""
+        if self._failure is not None:
+            raise self._failure
 
     def run(self) -> None:
         """Wait until every answer has ended. Raises as :meth:`wait` does."""
@@ -117,7 +127,11 @@ class Generation:
         )
 
     def close(self) -> None:
-        """Abort what still runs and complete the record. May be called at any time, and again."""
+        """Abort what still runs and complete the record. May be called at any time; further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close()
         if not self.done:
             self._stream.abort()
             self._record.error_code = self._record.error_code or ClientGone.code
@@ -146,12 +160,16 @@ class Generation:
                 if choice.finish_reason is not None:
                     return
                 if event.reason == "abort":
-                    raise EngineUnavailable("the server is shutting down; the answer is incomplete")
+                    self._fail(EngineUnavailable("the server is shutting down; the answer is incomplete"))
+                    return
                 choice.finish(event)
                 self._count(choice)
             case Failed():
                 if choice.finish_reason is None:
-                    raise from_info(event.error)
+                    self._fail(from_info(event.error))
+
+    def _fail(self, error: PaddleDSError) -> None:
+        self._failure = self._failure or error
 
     def _time_tokens(self, delta: Delta) -> None:
         now_s = time.perf_counter()

@@ -17,11 +17,13 @@ _settings = _settings_table.load()
 
 wsgi_app = "paddle_ds_serving.wsgi:application()"
 worker_class = "gthread"
-#: a stream holds a thread for its whole life, so threads bound the streams of a worker
+#: a stream holds a thread for its whole life, so threads bound the streams of a worker; they are made as needed
 workers = 2
-threads = 512
+threads = 1024
+#: threads that no generation may take: with all others in streams, probes and refusals are still answered
+_SPARE_THREADS = 32
 #: connections of a worker beyond its threads wait for one (kept alive ones need none)
-worker_connections = 2048
+worker_connections = 4096
 backlog = 2048
 #: never: a ZeroMQ context and its I/O thread do not survive a fork
 preload_app = False
@@ -74,6 +76,11 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_dir()
 def on_starting(server: Any) -> None:
     """End, at once, with the supervisor."""
     end_with_parent(signal.SIGINT)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Tell the application how many threads it may fill with streams."""
+    worker.wsgi.extensions["paddle_ds"].limit(max(worker.cfg.threads - _SPARE_THREADS, 1))
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -41,9 +41,7 @@ def for_completions(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], first
         tokens.append(name)
         offsets.append(offset)
         offset += num_characters(tokenizer, entry.token_id)
-    top = [
-        dict(_token(tokenizer, token) for token in (*entry.top, (entry.token_id, entry.logprob))) for entry in entries
-    ]
+    top = [dict(_token(tokenizer, token) for token in (*entry.top, (entry.token_id, entry.logprob))) for entry in entries]
     return CompletionLogprobs(tokens, [max(entry.logprob, LOWEST_LOGPROB) for entry in entries], top, offsets)
 
 

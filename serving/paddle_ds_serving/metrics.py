@@ -41,18 +41,12 @@ class Metrics:
         self.prefix_cache_hits = Counter(
             f"{PREFIX}prefix_cache_hits", "Prompt tokens found in the prefix cache.", registry=self._registry
         )
-        self.time_to_first_token = self._seconds(
-            "time_to_first_token", "From the arrival of a request to its first token."
-        )
-        self.inter_token_latency = self._seconds(
-            "inter_token_latency", "Between two tokens of an answer.", _TOKEN_SECONDS
-        )
+        self.time_to_first_token = self._seconds("time_to_first_token", "From the arrival of a request to its first token.")
+        self.inter_token_latency = self._seconds("inter_token_latency", "Between two tokens of an answer.", _TOKEN_SECONDS)
         self.time_per_output_token = self._seconds(
             "time_per_output_token", "Mean time of an answer's tokens after the first.", _TOKEN_SECONDS
         )
-        self.e2e_request_latency = self._seconds(
-            "e2e_request_latency", "From the arrival of a request to the end of an answer."
-        )
+        self.e2e_request_latency = self._seconds("e2e_request_latency", "From the arrival of a request to the end of an answer.")
         self.request_queue_time = self._seconds("request_queue_time", "Waiting in the engine before the first step.")
         self.request_prefill_time = self._seconds("request_prefill_time", "From the first step to the first token.")
         self.request_decode_time = self._seconds("request_decode_time", "From the first token to the last.")

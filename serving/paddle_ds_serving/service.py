@@ -15,7 +15,7 @@ from typing import cast
 from flask import current_app, g, request
 
 from paddle_ds import __version__
-from paddle_ds.errors import EngineUnavailable, ModelNotFound
+from paddle_ds.errors import EngineUnavailable, ModelNotFound, ServerOverloaded
 from paddle_ds.ipc.messages import EngineInfo, ModelInfo
 from paddle_ds.logs import fields
 from paddle_ds.settings import Settings
@@ -69,6 +69,13 @@ class Service:
         self._served: Served | None = None
         self._served_key: tuple[str, str] | None = None
         self._loading = threading.Lock()
+        self._limit: int | None = None
+        self._num_running = 0
+        self._counting = threading.Lock()
+
+    def limit(self, num_generations: int) -> None:
+        """Refuse more generations at a time than this, so that threads are left for probes and for the refusal itself."""
+        self._limit = num_generations
 
     def engine_info(self) -> EngineInfo:
         """The engine's last word.
@@ -103,10 +110,29 @@ class Service:
         return served
 
     def start(self, order: Order, served: Served) -> Generation:
-        """Submit an order on behalf of the current HTTP request."""
-        return Generation(
-            order, served.tokenizer, self.engine, self.metrics, current_record(), client_gone(request.environ)
-        )
+        """Submit an order on behalf of the current HTTP request.
+
+        Raises:
+            ServerOverloaded: this worker runs as many as it may, or the engine's queue is full.
+            EngineUnavailable: the engine takes no requests.
+        """
+        record, is_gone = current_record(), client_gone(request.environ)
+        self._take_slot()
+        try:
+            return Generation(order, served.tokenizer, self.engine, self.metrics, record, is_gone, self._free_slot)
+        except BaseException:
+            self._free_slot()
+            raise
+
+    def _take_slot(self) -> None:
+        with self._counting:
+            if self._limit is not None and self._num_running >= self._limit:
+                raise ServerOverloaded(f"this server answers {self._limit} requests already; try again in a moment")
+            self._num_running += 1
+
+    def _free_slot(self) -> None:
+        with self._counting:
+            self._num_running -= 1
 
 
 def current() -> Service:

@@ -1,9 +1,9 @@
 """Server-sent events: the frames, the headers, and the loop that turns a generation into a stream.
 
-    data: {json}\\n\\n            an event
-    : ping\\n\\n                  keep-alive after silence; also how a vanished client is noticed
-    data: {"error":{…}}\\n\\n     the generation failed after the headers were sent
-    data: [DONE]\\n\\n            always last
+data: {json}\\n\\n            an event
+: ping\\n\\n                  keep-alive after silence; also how a vanished client is noticed
+data: {"error":{…}}\\n\\n     the generation failed after the headers were sent
+data: [DONE]\\n\\n            always last
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def stream_response(generation: Generation, renderer: Renderer, ping_s: float, r
     record.stream = True
     try:
         generation.wait(min(FIRST_EVENT_S, ping_s))
+        generation.raise_failure()
     except BaseException:
         generation.close()
         raise
@@ -104,4 +105,3 @@ def _until_done(generation: Generation, renderer: Renderer, ping_s: float) -> It
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:
     """A record as a JSON response."""
     return Response(_encode(body), status=status, content_type="application/json")
-

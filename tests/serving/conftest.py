@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import ANSWER, FakeEngine, Script, say
+from fake_engine import ANSWERS, FakeEngine, Script
 from flask import Flask
 from flask.testing import FlaskClient
 from gunicorn_process import GunicornProcess
+from paddle_ds_serving.app import create_app
 from tiny_tokenizer import write_tokenizer
 
 from paddle_ds import settings
-from paddle_ds_serving.app import create_app
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ class Server:
 def make_server(tokenizer_dir: Path) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
-    def make(script: Script = say(ANSWER), *, burst: bool = False, directory: Path | None = None, **kw: Any) -> Server:
+    def make(script: Script = ANSWERS, *, burst: bool = False, directory: Path | None = None, **kw: Any) -> Server:
         made.append(Server(FakeEngine(directory or tokenizer_dir, script, burst=burst), **kw))
         return made[-1]
 
@@ -68,7 +68,7 @@ def server(make_server: Callable[..., Server]) -> Server:
 def start_gunicorn(tmp_path: Path, tokenizer_dir: Path) -> Iterator[Callable[..., GunicornProcess]]:
     started: list[GunicornProcess] = []
 
-    def start(script: Script = say(ANSWER), **kw: Any) -> GunicornProcess:
+    def start(script: Script = ANSWERS, **kw: Any) -> GunicornProcess:
         started.append(GunicornProcess(tmp_path / str(len(started)), tokenizer_dir, script, **kw))
         return started[-1]
 

@@ -26,7 +26,6 @@ from paddle_ds.ipc.server import EngineServer, WorkerGone
 from paddle_ds.text import Tokenizer
 
 Event = Delta | Finished | Failed
-ANSWER = "Let me think</think>Hello world"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +64,9 @@ Script = Callable[[Submit], Iterable[Line]]
 def say(*lines: Line) -> Script:
     """The same lines for every request."""
     return lambda _request: lines
+
+
+ANSWERS = say("Let me think</think>Hello world")
 
 
 class Actor:
@@ -188,7 +190,7 @@ class FakeStream:
 class FakeEngine:
     """The client's shape over a script. ``burst``: all events are there before the first is read."""
 
-    def __init__(self, directory: Path, script: Script = say(ANSWER), *, burst: bool = False) -> None:
+    def __init__(self, directory: Path, script: Script = ANSWERS, *, burst: bool = False) -> None:
         self.info: EngineInfo | None = ready_info(directory)
         self.stats: Stats | None = STATS
         self.connected = True
@@ -216,7 +218,7 @@ class FakeEngine:
 class IpcEngine:
     """The script behind the engine's end of the real socket, for real HTTP workers."""
 
-    def __init__(self, socket_path: Path, directory: Path, script: Script = say(ANSWER)) -> None:
+    def __init__(self, socket_path: Path, directory: Path, script: Script = ANSWERS) -> None:
         self.actor = Actor(Tokenizer.from_dir(directory), script)
         self._server = EngineServer(socket_path, ready_info(directory, max_context_tokens=4096))
         self._outbox: queue.SimpleQueue[tuple[bytes, Event] | None] = queue.SimpleQueue()

@@ -107,7 +107,8 @@ def test_n_answers_come_in_order_with_their_own_seeds(make_server):
     body = server.chat(n=3, seed=7).json
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     seeds = [request.params.seed for request in server.engine.actor.submitted]
-    assert seeds[0] == 7 and len(set(seeds)) == 3
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 3
     assert len({request.request_id for request in server.engine.actor.submitted}) == 3
     assert body["usage"]["prompt_tokens"] == len(server.engine.last.prompt_ids)
 

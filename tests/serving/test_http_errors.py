@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 
 import msgspec
 import pytest
-from fake_engine import ready_info
+from fake_engine import Gate, ready_info, say
 from tiny_tokenizer import write_tokenizer
 
 from paddle_ds.errors import CheckpointNotFound, ServerOverloaded
@@ -49,9 +50,7 @@ def test_reading_routes_need_the_model_too(server, path):
     error_of(server.get(path), 503)
 
 
-@pytest.mark.parametrize(
-    ("state", "says"), [("loading", "50%"), ("stopping", "shutting down"), ("failed", "no such directory")]
-)
+@pytest.mark.parametrize(("state", "says"), [("loading", "50%"), ("stopping", "shutting down"), ("failed", "no such directory")])
 def test_engine_that_is_not_ready(server, state, says):
     error = CheckpointNotFound("no such directory").info() if state == "failed" else None
     server.engine.info = msgspec.structs.replace(server.engine.info, state=state, progress=0.5, error=error)
@@ -73,6 +72,32 @@ def test_engine_that_is_full(server):
     response = server.chat()
     assert error_of(response, 503)["code"] == "server_overloaded"
     assert response.headers["retry-after"] == "1"
+
+
+def test_worker_that_is_full_refuses_at_once_and_goes_on_later(make_server):
+    gate = threading.Event()
+    server = make_server(say("</think>2", Gate(gate), "Hello"))
+    server.app.extensions["paddle_ds"].limit(1)
+    body = {"messages": [{"role": "user", "content": "2"}], "stream": True}
+    running = server.client.post("/v1/chat/completions", json=body)
+    response = server.chat()
+    assert error_of(response, 503)["code"] == "server_overloaded"
+    assert server.get("/health").status_code == 200
+    gate.set()
+    assert running.data.endswith(b"[DONE]\n\n")
+    running.close()
+    assert server.chat().status_code == 200
+
+
+def test_refused_request_takes_no_slot(server):
+    server.app.extensions["paddle_ds"].limit(1)
+    server.engine.refusal = ServerOverloaded("full")
+    for _ in range(3):
+        assert server.chat().status_code == 503
+    server.engine.refusal = None
+    assert server.chat().status_code == 200
+    assert server.chat(stream=True).status_code == 200
+    assert server.chat().status_code == 200
 
 
 def test_defect_tells_the_client_nothing_but_where_to_look(server, caplog):
@@ -109,7 +134,6 @@ def test_broken_tokenizer_is_a_servers_error(server, tmp_path):
 
 def test_settings_of_the_process_are_the_default(tokenizer_dir, monkeypatch):
     from fake_engine import FakeEngine
-
     from paddle_ds_serving.app import create_app
 
     monkeypatch.setenv("PADDLE_DS_SSE_PING_S", "7")

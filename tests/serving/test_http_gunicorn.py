@@ -19,9 +19,14 @@ BODY = {"messages": [{"role": "user", "content": "Hello"}]}
 def raw_post(port: int, body: dict[str, object]) -> socket.socket:
     """Send a request and leave the reading to the caller."""
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+    ]
     connection = socket.create_connection(("127.0.0.1", port))
-    connection.sendall(head.encode() + data)
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
     return connection
 
 

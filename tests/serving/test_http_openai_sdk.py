@@ -6,7 +6,7 @@ import asyncio
 
 import openai
 import pytest
-from fake_engine import Fail, say
+from fake_engine import Fail, Sleep
 
 from paddle_ds.errors import EngineDied, ServerOverloaded
 
@@ -19,7 +19,7 @@ def script(request):
     if scene == "overloaded":
         return [Fail(ServerOverloaded("the queue is full"))]
     if scene == "dies":
-        return ["Let", Fail(EngineDied("the engine was lost"))]
+        return ["Let", Sleep(0.3), Fail(EngineDied("the engine was lost"))]
     return ["Let me think</think>Hello", " world"]
 
 
@@ -57,7 +57,8 @@ def test_chat_stream(client):
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == "Hello world"
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Let me think"
-    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 7
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 7
     assert len({chunk.id for chunk in chunks}) == 1
 
 
@@ -115,9 +116,13 @@ def test_errors_become_the_right_exceptions(client, fields, kind, code):
 def test_error_within_a_stream_is_raised_after_what_came_before(client):
     stream = client.chat.completions.create(model="tiny-r1", messages=MESSAGES, stream=True, stop="dies")
     texts = []
-    with pytest.raises(openai.APIError) as caught:
+
+    def read():
         for chunk in stream:
             texts.append(getattr(chunk.choices[0].delta, "reasoning_content", None))
+
+    with pytest.raises(openai.APIError) as caught:
+        read()
     assert "Let" in texts
     assert caught.value.code == "engine_died"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-
 from paddle_ds_serving.protocol.chat import ChatRequest
 from paddle_ds_serving.protocol.completions import CompletionRequest
 from paddle_ds_serving.protocol.generate import GenerateRequest
@@ -266,7 +265,8 @@ def test_prompt_and_answer_over_the_context(server):
     assert over.status_code == 400
     error = over.json["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
-    assert f"{limit} tokens" in error["message"] and "10 tokens" in error["message"]
+    assert f"{limit} tokens" in error["message"]
+    assert "10 tokens" in error["message"]
 
 
 def test_prompt_that_leaves_no_room(server):

@@ -8,13 +8,13 @@ import logging
 import msgspec
 import pytest
 from fake_engine import Fail, say
+from paddle_ds_serving.sampling import SamplingDefaults
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_tokenizer import write_tokenizer
 
 from paddle_ds import __version__
 from paddle_ds.errors import CheckpointNotFound, ConfigError, EngineDied
 from paddle_ds.logs import JsonFormatter
-from paddle_ds_serving.sampling import SamplingDefaults
 
 
 def test_health_says_what_runs(server):
@@ -43,9 +43,7 @@ def test_health_follows_the_engine(server, path, loading, failed):
     info = server.engine.info
     server.engine.info = msgspec.structs.replace(info, state="loading", progress=0.25, model=None)
     assert server.get(path).status_code == loading
-    server.engine.info = msgspec.structs.replace(
-        info, state="failed", model=None, error=CheckpointNotFound("gone").info()
-    )
+    server.engine.info = msgspec.structs.replace(info, state="failed", model=None, error=CheckpointNotFound("gone").info())
     assert server.get(path).status_code == failed
 
 
@@ -133,7 +131,8 @@ def test_generate_bounds_the_answer(server):
     body = server.post("/generate", {"prompt": "Hello", "max_length": 2}).json
     assert (body["finish_reason"], body["response"], body["reasoning"]) == ("length", "", "Let me")
     error = server.post("/generate", {"prompt": "Hello", "max_length": 0}).json["error"]
-    assert error["param"] == "max_length" and "max_length" in error["message"]
+    assert error["param"] == "max_length"
+    assert "max_length" in error["message"]
 
 
 def test_generate_without_template_continues_the_text(make_server, tmp_path):
@@ -207,7 +206,8 @@ def test_request_leaves_one_line_without_its_text(server, caplog):
     assert line["num_prompt_tokens"] == len(server.engine.last.prompt_ids)
     assert line["response_id"].startswith("chatcmpl-")
     assert line["first_token_s"] <= line["total_s"]
-    assert "secret" not in json.dumps(line) and "world" not in json.dumps(line)
+    assert "secret" not in json.dumps(line)
+    assert "world" not in json.dumps(line)
 
 
 def test_line_of_a_failed_stream_has_the_error(make_server, caplog):

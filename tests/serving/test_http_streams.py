@@ -103,11 +103,32 @@ def test_error_after_the_first_token_is_an_event_and_the_others_are_aborted(make
     )
 
 
+def test_tokens_that_came_before_an_error_are_not_lost(make_server):
+    first = threading.Event()
+
+    def script(request):
+        yield "Let"
+        first.wait(10)
+        yield " me"
+        yield Fail(EngineDied("lost"))
+
+    server = make_server(script)
+    response = server.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "2"}], "stream": True})
+    first.set()
+    chunks = events(response)
+    assert [chunk["choices"][0]["delta"].get("reasoning_content") for chunk in chunks[:-1]] == [None, "Let", " me"]
+    assert chunks[-1]["error"]["code"] == "engine_died"
+    response.close()
+
+
+def test_error_that_is_known_before_anything_was_sent_is_a_status(make_server):
+    response = make_server(say("Let", Fail(EngineDied("lost"))), burst=True).chat(stream=True)
+    assert response.status_code == 503
+
+
 def test_client_that_closes_early_aborts_the_generation(make_server):
     server = make_server(say("Let", Gate(threading.Event())))
-    response = server.client.post(
-        "/v1/chat/completions", json={"messages": [{"role": "user", "content": "2"}], "stream": True}
-    )
+    response = server.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "2"}], "stream": True})
     assert next(iter(response.response)).startswith(b"data: ")
     response.close()
     assert server.engine.actor.aborted == {server.engine.last.request_id}

@@ -9,7 +9,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 WORDS = ("Hello", "Ġworld", "Let", "Ġme", "Ġthink", "The", "Ġanswer", "Ġis", "Ġ4", "2", "Ċ", "STOP")
-ADDED = ((EOS, True), ("<｜User｜>", False), ("<｜Assistant｜>", False), (BOS, True), ("<think>", False), ("</think>", False))
+ADDED = (
+    (EOS, True),
+    ("<｜User｜>", False),
+    ("<｜Assistant｜>", False),
+    (BOS, True),
+    ("<think>", False),
+    ("</think>", False),
+)
 
 TEMPLATE = (
     "{{ bos_token }}"

@@ -17,11 +17,11 @@ if __name__ == "__main__":
     sys.path[:0] = [str(root), str(root / "serving"), str(Path(__file__).parent)]
 
 from fake_engine import Fail, FakeEngine, Script, say  # noqa: E402
+from paddle_ds_serving.app import create_app  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from paddle_ds import settings  # noqa: E402
 from paddle_ds.errors import EngineDied  # noqa: E402
-from paddle_ds_serving.app import create_app  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,8 @@ TRANSCRIPTS = {
     "chat": Transcript("/v1/chat/completions", {"messages": _HELLO}, say("Let me think</think>Hello world")),
     "chat_usage": Transcript("/v1/chat/completions", {"messages": _HELLO, **_USAGE}, say("Let</think>Hello")),
     "chat_two_choices": Transcript("/v1/chat/completions", {"messages": _HELLO, "n": 2, **_USAGE}, say("Let</think>2")),
-    "chat_mirrored": Transcript(
-        "/v1/chat/completions", {"messages": _HELLO, "mirror_reasoning": True}, say("Let</think>2")
-    ),
-    "chat_unsplit": Transcript(
-        "/v1/chat/completions", {"messages": _HELLO, "reasoning_format": "none"}, say("Let</think>2")
-    ),
+    "chat_mirrored": Transcript("/v1/chat/completions", {"messages": _HELLO, "mirror_reasoning": True}, say("Let</think>2")),
+    "chat_unsplit": Transcript("/v1/chat/completions", {"messages": _HELLO, "reasoning_format": "none"}, say("Let</think>2")),
     "chat_logprobs_and_ids": Transcript(
         "/v1/chat/completions",
         {"messages": _HELLO, "logprobs": True, "top_logprobs": 1, "return_token_ids": True},

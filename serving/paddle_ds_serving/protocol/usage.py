@@ -29,6 +29,4 @@ class UsageBody(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, prompt: int, completion: int, *, cached: int, reasoning: int) -> UsageBody:
         """Build the record from four counts."""
-        return cls(
-            prompt, completion, prompt + completion, PromptTokensDetails(cached), CompletionTokensDetails(reasoning)
-        )
+        return cls(prompt, completion, prompt + completion, PromptTokensDetails(cached), CompletionTokensDetails(reasoning))

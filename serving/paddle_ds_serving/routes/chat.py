@@ -59,7 +59,7 @@ class _Writer:
         self._served = served
         self._created = created
         self._splits = order.reasoning_format != "none"
-        self._usage: None | UnsetType = None if request.include_usage else UNSET
+        self._usage: UnsetType | None = None if request.include_usage else UNSET
 
     def first(self) -> Iterator[wire.ChatChunk]:
         """Each choice opens with its role."""

@@ -31,9 +31,7 @@ def create() -> Response:
     served = service.served(request.model)
     params = completion_params(request, served.defaults, served.tokenizer.num_tokens)
     adds_special = request.add_special_tokens is not False
-    prompts = [
-        text_prompt(served.tokenizer, prompt, add_special_tokens=adds_special) for prompt in request.prompts()
-    ]
+    prompts = [text_prompt(served.tokenizer, prompt, add_special_tokens=adds_special) for prompt in request.prompts()]
     check_length(prompts, params, served.model.max_context_tokens, "prompt")
     order = Order(f"cmpl-{service.make_id()}", prompts, params, None)
     generation = service.start(order, served)
@@ -55,7 +53,7 @@ class _Writer:
         self._order = order
         self._served = served
         self._created = created
-        self._usage: None | UnsetType = None if request.include_usage else UNSET
+        self._usage: UnsetType | None = None if request.include_usage else UNSET
         self._offsets = [0] * (len(order.prompts) * order.params.n)
 
     def first(self) -> Iterator[wire.CompletionResponse]:

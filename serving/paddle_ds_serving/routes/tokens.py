@@ -25,9 +25,7 @@ def tokenize() -> Response:
         continues = bool(request.continue_final_message)
         opens = not continues if request.add_generation_prompt is None else request.add_generation_prompt
         kwargs = request.chat_template_kwargs
-        ids = chat_prompt(
-            tokenizer, request.messages, opens_turn=opens, continues=continues, template_kwargs=kwargs
-        ).ids
+        ids = chat_prompt(tokenizer, request.messages, opens_turn=opens, continues=continues, template_kwargs=kwargs).ids
     else:
         ids = tokenizer.encode(request.prompt or "", add_special_tokens=request.add_special_tokens is not False)
     names = [token_name(tokenizer, token_id) for token_id in ids] if request.return_token_strs else None
