@@ -167,6 +167,8 @@ class RequestError(PaddleDSError):
 class InvalidRequest(RequestError):
     """A field is missing, has the wrong type, or is out of range."""
 
+    code = "invalid_request"  # its own, so that it stays itself when it crosses the wire
+
 
 class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"

@@ -6,7 +6,9 @@ Nothing else in the project touches ``os.environ`` for configuration. A value th
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,16 +28,24 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _nonempty(text: str) -> str:
+    if not text:
+        raise ValueError("some text, or no such variable at all")
+    return text
+
+
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not re.fullmatch("0*[1-9][0-9]{0,9}", text):
         raise ValueError("a whole number of at least 1")
-    return value
+    return int(text)
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
-    if not value > 0:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise ValueError("a number above 0")
     return value
 
@@ -72,15 +82,15 @@ class Variable:
 TABLE: tuple[Variable, ...] = (
     Variable("log_level", _choice("debug", "info", "warning", "error"), "info", "least severe log line that is written"),
     Variable("log_format", _choice("text", "json"), "text", "how log lines are written to standard error"),
-    Variable("runtime_dir", str, _default_runtime_dir, "where sockets of running servers live (mode 0700)"),
-    Variable("cache_dir", str, _default_cache_dir, "where built operators and fetched checkpoints are kept"),
+    Variable("runtime_dir", _nonempty, _default_runtime_dir, "where sockets of running servers live (mode 0700)"),
+    Variable("cache_dir", _nonempty, _default_cache_dir, "where built operators and fetched checkpoints are kept"),
     Variable("num_threads", _positive_int, None, "threads of the engine's kernels (default: the cores this process may use)"),
     Variable(
         "hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"
     ),
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
-    Variable("engine_socket", str, None, "ZeroMQ address of the engine that an HTTP worker talks to (set by `paddle-ds serve`)"),
+    Variable("engine_socket", _nonempty, None, "path of the engine's socket, for an HTTP worker (set by `paddle-ds serve`)"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
 

@@ -123,9 +123,7 @@ def _make(case: Case, out: Path) -> None:
         _rewrite_config(out / "config.json")
     golden = {"prompt_ids": np.array(prompt), "logits": logits, "greedy_ids": np.array(greedy)}
     np.savez(out / "golden.npz", **golden, margin=np.float32(margin))
-    print(
-        f"{case.name}: seed {seed}, margin {margin:.3f}, logits std {golden['logits'].std():.2f}, greedy {greedy[:8]}.."
-    )
+    print(f"{case.name}: seed {seed}, margin {margin:.3f}, logits std {golden['logits'].std():.2f}, greedy {greedy[:8]}..")
 
 
 def _random_model(case: Case, seed: int) -> tuple[Any, list[int]]:

@@ -24,9 +24,7 @@ FORMATS: tuple[type[FileCheckpoint], ...] = (CompressedTensorsCheckpoint, Paddle
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def open_checkpoint(
-    model: str | Path, settings: Settings | None = None, progress: Progress | None = None
-) -> Checkpoint:
+def open_checkpoint(model: str | Path, settings: Settings | None = None, progress: Progress | None = None) -> Checkpoint:
     """Open ``model``: a directory, one weight file beside its ``config.json``, or ``org/name`` on a hub.
 
     The inventory (names, shapes, types, file lengths) is verified before this returns; values are, as they are read.

@@ -56,9 +56,7 @@ class CompressedTensorsCheckpoint(FileCheckpoint):
         if tensor.name.endswith(_ZERO_POINT):
             # older writers store the zeros of a symmetric scheme; anything else would shift every weight
             if self._files.array(tensor.name).any():
-                raise UnsupportedError(
-                    f"{tensor.file}: tensor '{tensor.name}' is not zero: asymmetric weights; have: symmetric"
-                )
+                raise UnsupportedError(f"{tensor.file}: tensor '{tensor.name}' is not zero: asymmetric weights; have: symmetric")
             return True
         return super().is_ignorable(tensor)
 
@@ -89,11 +87,7 @@ def read_scheme(quantization: Mapping[str, Any], where: str) -> tuple[list[str],
     if found != INT_QUANTIZED:
         raise UnsupportedError(f"{where}: quantization format {found!r}; have: {INT_QUANTIZED}")
     groups = quantization.get("config_groups")
-    if (
-        not isinstance(groups, Mapping)
-        or not groups
-        or not all(isinstance(group, Mapping) for group in groups.values())
-    ):
+    if not isinstance(groups, Mapping) or not groups or not all(isinstance(group, Mapping) for group in groups.values()):
         raise ConfigMismatchError(f"{where}: quantization_config has no config_groups")
     targets: list[str] = []
     for name, group in groups.items():

@@ -42,11 +42,12 @@ _WEIGHTS = (
 _MAX_FRUITLESS = 5
 
 
-def fetch(name: str, settings: Settings, progress: Progress | None = None) -> Path:
+def fetch(name: str, settings: Settings, progress: Progress | None = None, source: Source | None = None) -> Path:
     """Directory with the checkpoint ``name`` (``org/name``), downloaded where it is not there yet.
 
     Args:
         progress: called with file name, bytes so far and bytes in all; without it the downloader draws bars of its own.
+        source: the hub to ask; the one that ``settings`` name if not given.
 
     Raises:
         HubError: no PaddleNLP, no network, no such model, or a transfer that keeps breaking; says what can be done.
@@ -57,7 +58,7 @@ def fetch(name: str, settings: Settings, progress: Progress | None = None) -> Pa
     if known is not None:
         return known
     log.info("hub.fetching", extra=fields(model=name, source=settings.hub_source))
-    source = open_source(settings.hub_source, settings.hub_timeout_s)
+    source = source or open_source(settings.hub_source, settings.hub_timeout_s)
     fetcher = _Fetcher(name, cache, source, settings, progress)
     cache.mkdir(parents=True, exist_ok=True)
     found = [fetcher.require(["config.json"]), fetcher.require(_WEIGHTS)]
@@ -103,7 +104,7 @@ class _Fetcher:
         """The file in the cache, fetched if it is not there; ``None`` where the hub has no such file."""
         try:
             remote = self._source.look_up(self._name, file_name, self._cache)
-        except OSError as error:
+        except (OSError, KeyError, ValueError) as error:
             raise self._error(f"does not answer about {file_name}: {_reason(error)}") from error
         if remote is None:
             return None
@@ -142,8 +143,8 @@ class _Fetcher:
 
     def _error(self, what: str) -> HubError:
         return HubError(
-            f"'{self._name}': the hub '{self._hub}' at {self._source.endpoint} {what}. Without a hub, place the model's "
-            "files (config.json, weights, tokenizer) into a directory and name that directory instead"
+            f"'{self._name}': the hub '{self._hub}' at {self._source.endpoint} {what}. Without a hub, place the "
+            "model's files (config.json, weights, tokenizer) into a directory and name that directory instead"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
 import os
 import threading
@@ -17,6 +18,9 @@ from paddle_ds.checkpoints.base import Progress
 from paddle_ds.errors import HubError
 
 _POLL_S = 0.2
+
+#: what a broken connection costs at most; the downloaders' own 10 MB would be lost again and again on a bad line
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +59,17 @@ def open_source(name: str, timeout_s: float) -> Source:
             "Install it, or name a directory with the model's files"
         ) from error
     common.DEFAULT_DOWNLOAD_TIMEOUT = timeout_s
+    common.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
     make = {"bos": _bos, "huggingface": _huggingface, "aistudio": _aistudio}[name]
     return make(resolve_file_path, timeout_s)
 
 
 def _bos(resolve: Callable[..., Any], timeout_s: float) -> Source:
-    from paddlenlp.utils.download import bos_download
+    # by full name: the package has a function of the same name
+    bos_download = importlib.import_module("paddlenlp.utils.download.bos_download")
 
     def look_up(name: str, file_name: str, cache: Path) -> RemoteFile | None:
-        found = _unless_absent(
-            bos_download.get_bos_file_metadata, bos_download.bos_url(name, file_name), timeout=timeout_s
-        )
+        found = _unless_absent(bos_download.get_bos_file_metadata, bos_download.bos_url(name, file_name), timeout=timeout_s)
         return found and RemoteFile(found.size, cache / name / f"{file_name}.incomplete")
 
     return Source(bos_download.ENDPOINT, look_up, resolve)
@@ -79,12 +83,17 @@ def _huggingface(resolve: Callable[..., Any], timeout_s: float) -> Source:
         found = _unless_absent(huggingface_hub.get_hf_file_metadata, url, timeout=timeout_s)
         return found and RemoteFile(found.size, _blobs(cache, name) / f"{found.etag}.incomplete")
 
-    endpoint = str(huggingface_hub.constants.ENDPOINT)
-    return Source(endpoint, look_up, functools.partial(resolve, from_hf_hub=True, etag_timeout=timeout_s))
+    def resolve_quietly(*arguments: Any, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PaddleNLP passes on options that are on their way out
+            return resolve(*arguments, **options, from_hf_hub=True, etag_timeout=timeout_s)
+
+    huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
+    return Source(str(huggingface_hub.constants.ENDPOINT), look_up, resolve_quietly)
 
 
 def _aistudio(resolve: Callable[..., Any], timeout_s: float) -> Source:
-    from paddlenlp.utils.download import aistudio_hub_download as aistudio
+    aistudio = importlib.import_module("paddlenlp.utils.download.aistudio_hub_download")
 
     def look_up(name: str, file_name: str, cache: Path) -> RemoteFile | None:
         url = aistudio.aistudio_hub_url(name, file_name)

@@ -84,8 +84,7 @@ class FileCheckpoint(Checkpoint):
             expected = (self.config.vocab_size, self.config.hidden_size)
             if tensor.shape != expected:
                 raise TensorShapeError(
-                    f"{tensor.file}: tensor '{HEAD}': found {list(tensor.shape)}; "
-                    f"expected {list(expected)}, the tied embedding's"
+                    f"{tensor.file}: tensor '{HEAD}': found {list(tensor.shape)}; expected {list(expected)}, the tied embedding's"
                 )
             return True
         return False
@@ -122,9 +121,7 @@ class FileCheckpoint(Checkpoint):
         scales = widen(values, dtype).reshape(-1)
         if scales.size and scales.min() < 0:
             file = self._files.tensors[name].file
-            raise CorruptFileError(
-                f"{file}: tensor '{name}': found a scale of {scales.min()}; expected none below zero"
-            )
+            raise CorruptFileError(f"{file}: tensor '{name}': found a scale of {scales.min()}; expected none below zero")
         return scales
 
     def _check_finite(self, name: str, values: Array, dtype: str) -> None:
@@ -165,9 +162,7 @@ class FileCheckpoint(Checkpoint):
         found = self.float_types.get(tensor.dtype)
         if found is None:
             expected = ", ".join(FLOATS)
-            raise TensorDtypeError(
-                f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected one of {expected}"
-            )
+            raise TensorDtypeError(f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected one of {expected}")
         return found
 
     def _require(self, raw: str, spec: TensorSpec) -> RawTensor:

@@ -64,9 +64,7 @@ def list_weights(path: Path) -> Listing:
         raise CheckpointNotFound(f"{path}: no such directory or file")
     present = [name for name in WEIGHT_FILES if (path / name).is_file()]
     if len(present) > 1:
-        log.warning(
-            "checkpoint.several_weights", extra=fields(directory=str(path), chosen=present[0], ignored=present[1:])
-        )
+        log.warning("checkpoint.several_weights", extra=fields(directory=str(path), chosen=present[0], ignored=present[1:]))
     if present:
         chosen = path / present[0]
         return _from_index(chosen) if chosen.suffix == ".json" else Listing(path, (chosen,))

@@ -59,7 +59,7 @@ class PdparamsFile(TensorFile):
             return np.empty(array.shape, numpy_dtype)
         values: Array
         if payload.is_text:
-            values = np.frombuffer(self._text(payload).decode("utf-8").encode("latin1"), numpy_dtype)
+            values = np.frombuffer(self._decoded(payload), numpy_dtype)
         else:
             values = np.frombuffer(self._map, numpy_dtype, math.prod(array.shape), payload.start)
         values = values.reshape(array.shape, order="F" if array.is_fortran else "C")
@@ -73,19 +73,19 @@ class PdparamsFile(TensorFile):
     def close(self) -> None:
         close_map(self._map)
 
-    def _text(self, payload: Span) -> bytes:
-        return self._map[payload.start : payload.start + payload.nbytes]
+    def _decoded(self, payload: Span) -> bytes:
+        """The bytes of a payload that protocol 2 wrote as text."""
+        try:
+            return self._map[payload.start : payload.start + payload.nbytes].decode("utf-8").encode("latin1")
+        except UnicodeError as error:
+            raise CorruptFileError(f"{self.path}: byte {payload.start}: text that is no bytes: {error}") from error
 
     def _count_bytes(self, payload: Span) -> int:
-        """Bytes a payload stands for. As text (protocol 2) a byte is a character, two bytes from 128 on."""
-        if not payload.is_text:
-            return payload.nbytes
-        encoded = np.frombuffer(self._text(payload), np.uint8)
-        return int(np.count_nonzero((encoded & 0xC0) != 0x80))
+        return len(self._decoded(payload)) if payload.is_text else payload.nbytes
 
 
 def _array_of(path: Path, name: object, value: Any) -> tuple[PickledArray, Span]:
-    """The array behind a value; paddle.save writes a tensor outside a plain state dict as ``(parameter name, array)``."""
+    """The array behind a value; outside a plain state dict paddle.save writes ``(parameter name, array)``."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]
     if not isinstance(value, PickledArray) or value.payload is None:

@@ -1,8 +1,8 @@
 """A pickle machine that builds containers and descriptions of numpy arrays, and nothing else.
 
 ``.pdparams`` files are pickles, and unpickling runs what a pickle names. This machine walks the opcodes over a memory
-map and imports nothing: names are looked up in ``pickle_rules``. Payloads of arrays are not read but remembered as spans of
-the file, so that gigabytes cost kilobytes until a tensor is asked for. Opcodes: Lib/pickletools.py of CPython.
+map and imports nothing: names are looked up in ``pickle_rules``. Payloads of arrays are not read but remembered as spans
+of the file, so that gigabytes cost kilobytes until a tensor is asked for. Opcodes: Lib/pickletools.py of CPython.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def run(path: Path, data: mmap.mmap) -> Any:
         CorruptFileError: it is not a pickle, or one that makes no sense.
         TensorDtypeError: an array in the byte order of other machines.
     """
+    if data[:4] == b"PK\x03\x04":
+        raise CorruptFileError(f"{path}: a zip archive, as PyTorch writes, and no pickle of arrays")
     machine = _Machine(path, data)
     try:
         return machine.run()

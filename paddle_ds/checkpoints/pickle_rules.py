@@ -142,7 +142,7 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
-def _array_class() -> None:
+def _array_class(*_: Any) -> None:
     raise UnsafePickleError("the pickle calls numpy.ndarray itself; only numpy's own way to rebuild arrays is allowed")
 
 

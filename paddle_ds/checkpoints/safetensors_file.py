@@ -150,10 +150,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[RawTensor, int]:
         raise CorruptFileError(f"{where}: found {entry!r}; expected dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CorruptFileError(
-            f"{where}: shape {shape!r}, data_offsets {offsets!r}; expected whole numbers, begin <= end"
-        )
-    dtype = DTYPES.get(entry["dtype"])
+        raise CorruptFileError(f"{where}: shape {shape!r}, data_offsets {offsets!r}; expected whole numbers, begin <= end")
+    dtype = DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise TensorDtypeError(f"{where}: dtype {entry['dtype']!r}; expected one of {', '.join(DTYPES)}")
     nbytes = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize

@@ -107,11 +107,10 @@ class SafetensorsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._file.close()
-            return
-        assert not self._planned, f"never written: {', '.join(self._planned)}"
-        self.close()
+        if kind is None:
+            self.close()
+            assert not self._planned, f"never written: {', '.join(self._planned)}"
+        self._file.close()
 
 
 def byte_blocks(values: Array) -> Iterable[memoryview]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,11 +105,12 @@ def _versions() -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    path = shutil.which(os.environ.get("CXX", "g++"))
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    path = shutil.which(command[0])
     if path is None:
         yield Finding("compiler", "warning", "no g++: operators of our own cannot be built", "apt-get install g++")
         return
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
     yield Finding("compiler", "ok", version[0] if version else path)
 
 

@@ -73,8 +73,8 @@ def _memory(checkpoint: Checkpoint, config: EngineConfig, recipe: Recipe) -> dic
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"[bold]{report['directory']}[/bold]  format {report['format']}", highlight=False)
+    console = Console(markup=False, emoji=False)  # a path or a message may hold brackets
+    console.print(f"{report['directory']}  format {report['format']}", style="bold", highlight=False)
     for title, rows in (
         ("model", [(key, value) for key, value in report["model"].items()]),
         ("stored", [(k, f"{v['tensors']} tensors, {readable_bytes(v['bytes'])}") for k, v in report["stored"].items()]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib import metadata
 
@@ -61,6 +62,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except PaddleDSError as error:
         click.echo(f"error ({error.code}): {error.message}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

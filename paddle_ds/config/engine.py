@@ -65,8 +65,13 @@ class EngineConfig:
         if self.quant not in typing.get_args(Quant):
             raise ConfigError(f"quant is {self.quant!r}; expected one of {', '.join(typing.get_args(Quant))}")
         for name, value in _numbers(self):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; expected at least 1")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
+        if self.scheduler.max_batch_tokens < self.scheduler.max_running_requests:
+            raise ConfigError(
+                f"scheduler.max_batch_tokens is {self.scheduler.max_batch_tokens}, fewer than max_running_requests, "
+                f"{self.scheduler.max_running_requests}: a step must hold one token of each running request"
+            )
 
     @classmethod
     def from_yaml(cls, path: Path) -> EngineConfig:
@@ -77,9 +82,9 @@ class EngineConfig:
         """
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # not UTF-8, or a date like 2024-99-99
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-        return typing.cast(EngineConfig, from_mapping(cls, raw or {}, str(path)))
+        return typing.cast(EngineConfig, from_mapping(cls, {} if raw is None else raw, str(path)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`from_mapping` reads back to an equal record."""

@@ -20,6 +20,8 @@ ARCHITECTURES: Mapping[str, bool] = {"Qwen2ForCausalLM": True, "LlamaForCausalLM
 
 _MODEL_TYPES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+#: above every number a config.json means; keeps infinity and integers too long for a float out
+_MAX_NUMBER = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class ModelConfig:
             raise ConfigMismatchError(f"{file}: cannot be read: {error}") from error
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigMismatchError(f"{file}: not JSON: {error}") from error
         if not isinstance(raw, dict):
             raise ConfigMismatchError(f"{file}: expected a JSON object, found {type(raw).__name__}")
@@ -125,7 +127,7 @@ class ModelConfig:
         _refuse_unsupported(raw, where)
         max_positions = reader.integer("max_position_embeddings", 2048)
         rope, theta = _rope(raw, reader, where)
-        attention_bias = bool(raw.get("attention_bias", ARCHITECTURES[architecture]))
+        attention_bias = reader.flag("attention_bias", ARCHITECTURES[architecture])
         return cls(
             architecture=architecture,
             hidden_size=hidden_size,
@@ -139,15 +141,15 @@ class ModelConfig:
             rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=rope,
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=reader.flag("tie_word_embeddings", False),
             qkv_bias=attention_bias,
             # Llama's attention_bias covers the output projection too; Qwen2 never has one there
             o_bias=attention_bias and architecture == "LlamaForCausalLM",
-            mlp_bias=bool(raw.get("mlp_bias", False)),
+            mlp_bias=reader.flag("mlp_bias", False),
             bos_token_id=_first_id(raw.get("bos_token_id"), where, "bos_token_id"),
             eos_token_ids=_ids(raw.get("eos_token_id"), where, "eos_token_id"),
             stored_dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "float32"),
-            quantization=raw.get("quantization_config") or None,
+            quantization=reader.mapping("quantization_config") or None,
         )
 
 
@@ -172,19 +174,34 @@ class _Fields:
         value = self._raw.get(name, default)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MAX_NUMBER:
             raise ConfigMismatchError(f"{self._where}: field '{name}' is {value!r}; expected a number above 0")
         return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._raw.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ConfigMismatchError(f"{self._where}: field '{name}' is {value!r}; expected true or false")
+        return value
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self._raw.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigMismatchError(f"{self._where}: field '{name}' is {value!r}; expected an object")
+        return value or {}
 
 
 def _architecture(raw: Mapping[str, Any], where: str) -> str:
     named = raw.get("architectures") or []
-    candidates = list(named) if isinstance(named, list) else [named]
-    candidates += [_MODEL_TYPES[raw["model_type"]]] if raw.get("model_type") in _MODEL_TYPES and not candidates else []
+    candidates = list(map(str, named)) if isinstance(named, list) else [str(named)]
+    model_type = str(raw.get("model_type"))
+    candidates += [_MODEL_TYPES[model_type]] if model_type in _MODEL_TYPES and not candidates else []
     for name in candidates:
         if name in ARCHITECTURES:
-            return str(name)
-    found = ", ".join(map(str, candidates)) or f"model_type {raw.get('model_type')!r}"
+            return name
+    found = ", ".join(candidates) or f"model_type {raw.get('model_type')!r}"
     raise UnknownArchitectureError(f"{where}: architecture {found}; have: {', '.join(ARCHITECTURES)}")
 
 
@@ -196,33 +213,52 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
         raise UnsupportedError(f"{where}: alibi is true; only rotary positions are implemented")
     if raw.get("use_sliding_window"):
         raise UnsupportedError(f"{where}: use_sliding_window is true; only full attention is implemented")
+    for holder in (raw, raw.get("rope_parameters")):
+        if isinstance(holder, dict) and holder.get("partial_rotary_factor", 1) not in (None, 1):
+            factor = holder["partial_rotary_factor"]
+            raise UnsupportedError(f"{where}: partial_rotary_factor is {factor!r}; only whole heads are rotated")
 
 
 def _rope(raw: Mapping[str, Any], reader: _Fields, where: str) -> tuple[RopeScaling, float]:
     """Rotary scaling and base. transformers 5 moved both, ``rope_theta`` too, into ``rope_parameters``."""
-    nested = raw.get("rope_parameters")
-    nested = nested if isinstance(nested, dict) else {}
+    nested = reader.mapping("rope_parameters")
     theta = _Fields(nested, f"{where}: rope_parameters").number("rope_theta", reader.number("rope_theta", 10000.0))
-    scaling = raw.get("rope_scaling") or nested
+    scaling = reader.mapping("rope_scaling") or nested
     if raw.get("rope_scaling_type") and not scaling:  # PaddleNLP's spelling
         scaling = {"rope_type": raw["rope_scaling_type"], "factor": raw.get("rope_scaling_factor", 1.0)}
     if not scaling:
         return RopeScaling(), theta
-    if not isinstance(scaling, dict):
-        raise ConfigMismatchError(f"{where}: rope_scaling is {scaling!r}; expected an object")
     rope_type = str(scaling.get("rope_type", scaling.get("type", "default")))
     if rope_type not in _ROPE_TYPES:
         raise UnsupportedError(f"{where}: rope_scaling type {rope_type!r}; have: {', '.join(_ROPE_TYPES)}")
     if rope_type == "default":
         return RopeScaling(), theta
-    known = {field.name for field in dataclasses.fields(RopeScaling)} - {"rope_type"}
-    ignored = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    unknown = set(scaling) - known - ignored
+    known = {field.name: field.default for field in dataclasses.fields(RopeScaling) if field.name != "rope_type"}
+    unknown = set(scaling) - set(known) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     if unknown:
         raise UnsupportedError(f"{where}: rope_scaling has unknown keys {', '.join(sorted(unknown))}")
-    if "factor" not in scaling:
+    if scaling.get("factor") is None:
         raise ConfigMismatchError(f"{where}: rope_scaling of type {rope_type!r} needs 'factor'")
-    return RopeScaling(rope_type=rope_type, **{key: value for key, value in scaling.items() if key in known}), theta
+    given = [key for key in known if scaling.get(key) is not None]
+    values = {key: _rope_value(key, known[key], scaling, f"{where}: rope_scaling") for key in given}
+    rope = RopeScaling(rope_type=rope_type, **values)
+    if rope_type == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        raise ConfigMismatchError(f"{where}: rope_scaling has low_freq_factor={low}, not below high_freq_factor={high}")
+    if rope_type == "yarn" and theta == 1:
+        raise ConfigMismatchError(f"{where}: rope_theta is 1; yarn needs frequencies that differ")
+    return rope, theta
+
+
+def _rope_value(key: str, default: Any, scaling: Mapping[str, Any], where: str) -> Any:
+    fields = _Fields(scaling, where)
+    if isinstance(default, bool):
+        return fields.flag(key, default)
+    if key == "original_max_position_embeddings":
+        return fields.integer(key)
+    if key in ("mscale", "mscale_all_dim") and scaling[key] == 0:
+        return 0.0  # DeepSeek's way to say: not used
+    return fields.number(key, 1.0)
 
 
 def _ids(value: Any, where: str, name: str) -> tuple[int, ...]:

@@ -64,14 +64,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if value is None and check.optional:
                 continue
             if not check.accepts(value):
-                raise InvalidRequest(f"{check.name} is {value!r}; expected {check.expected}", param=check.name)
-        if any(not text for text in self.stop):
-            raise InvalidRequest("stop holds an empty string; every stop string needs a character", param="stop")
+                raise InvalidRequest(f"{check.name} is {_shown(value)}; expected {check.expected}", param=check.name)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name} is {_shown(getattr(self, name))}; expected true or false", param=name)
+        self._check_collections()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}", param="min_tokens")
+
+    def _check_collections(self) -> None:
+        if not _holds(self.stop, str):  # a lone string would be taken for the list of its characters
+            raise InvalidRequest(f"stop is {_shown(self.stop)}; expected a list of strings", param="stop")
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop holds an empty string; every stop string needs a character", param="stop")
+        if not _holds(self.stop_token_ids, int):
+            raise InvalidRequest(f"stop_token_ids is {_shown(self.stop_token_ids)}; expected ids", param="stop_token_ids")
+        if self.logit_bias is not None and not (isinstance(self.logit_bias, dict) and _holds([*self.logit_bias], int)):
+            raise InvalidRequest(f"logit_bias is {_shown(self.logit_bias)}; expected ids and numbers", param="logit_bias")
         for token, bias in (self.logit_bias or {}).items():
-            if not (math.isfinite(bias) and -100 <= bias <= 100):
-                raise InvalidRequest(f"logit_bias of token {token} is {bias}; expected -100 to 100", param="logit_bias")
+            if not _BIAS.accepts(bias):
+                raise InvalidRequest(f"logit_bias of token {token} is {_shown(bias)}; expected -100 to 100", param="logit_bias")
 
     def each_choice(self) -> list[SamplingParams]:
         """``n`` requests for one answer each; a given seed is turned into a seed of its own per answer.
@@ -105,11 +117,21 @@ class _Check:
     def accepts(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:  # not math.isfinite(), which gives up on long integers
             return False
         return (self.low < value if self.open_low else self.low <= value) and value <= self.high
 
 
+def _holds(values: Any, kind: type) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
+def _shown(value: Any) -> str:
+    """``repr`` for a message; Python refuses to write integers of thousands of digits, and nobody would read them."""
+    return "a very long number" if isinstance(value, int) and value.bit_length() > 256 else repr(value)
+
+
+_BIAS = _Check("logit_bias", -100, 100, "a number from -100 to 100")
 _CHECKS = (
     _Check("n", 1, 128, "a whole number from 1 to 128", whole=True),
     _Check("max_tokens", 1, 2**31, "a whole number of at least 1", whole=True, optional=True),
@@ -118,7 +140,7 @@ _CHECKS = (
     _Check("top_p", 0, 1, "a number above 0, at most 1", open_low=True),
     _Check("top_k", 0, 2**31, "a whole number of at least 0 (0 keeps all)", whole=True),
     _Check("min_p", 0, 1, "a number from 0 to 1"),
-    _Check("repetition_penalty", 0, 10, "a number above 0, at most 10", open_low=True),
+    _Check("repetition_penalty", 0.01, 10, "a number from 0.01 to 10"),
     _Check("presence_penalty", -2, 2, "a number from -2 to 2"),
     _Check("frequency_penalty", -2, 2, "a number from -2 to 2"),
     _Check("seed", -(2**63), _MAX_SEED, "a whole number of 64 bits", whole=True, optional=True),

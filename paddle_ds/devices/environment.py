@@ -58,11 +58,19 @@ def prepare(num_threads: int | None = None) -> bool:
     return True
 
 
-def import_paddle() -> None:
-    """Import Paddle without the advice it prints for training (threads, compiler caches); it goes to the debug log instead."""
+def import_paddle(keep_signal_handlers: bool = True) -> None:
+    """Import Paddle without the advice it prints for training (threads, compiler caches); it goes to the debug log instead.
+
+    Args:
+        keep_signal_handlers: Paddle's own handlers print a C++ trace and end the process, on SIGTERM too. A process that
+            wants to end in order takes them out and sets its own afterwards.
+    """
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
-        import paddle  # noqa: F401
+        import paddle
+
+        if not keep_signal_handlers:
+            paddle.disable_signal_handler()
     if printed.getvalue().strip():
         logger.debug("paddle.said %s", printed.getvalue().strip())

@@ -79,9 +79,7 @@ class EngineLoop:
     def _handle(self, received: FromWorker | WorkerGone) -> None:
         if isinstance(received, WorkerGone):
             theirs = [request_id for request_id, owner in self._owners.items() if owner == received.client]
-            for request_id in theirs:
-                del self._owners[request_id]
-            self._engine.abort(theirs)
+            self._publish(Progress(ended=self._engine.abort(theirs)))
         elif isinstance(received.message, messages.Abort):
             self._publish(Progress(ended=self._engine.abort(received.message.request_ids)))
         else:
@@ -212,15 +210,20 @@ class _Announcer:
         self.server.broadcast(self._info("failed", error=error.info()))
 
 
+def _take_signals(stop: threading.Event) -> None:
+    signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what an interrupt means
+
+
 def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -> int:
     """Run the process until it is told to stop. Returns the exit status."""
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor stops us in order
+    _take_signals(stop)
     announcer = _Announcer(socket_path)
     try:
         # seconds of work, done after the socket has begun to answer
-        environment.import_paddle()
+        environment.import_paddle(keep_signal_handlers=False)
+        _take_signals(stop)
         from paddle_ds.engine.build import load
 
         loaded = load(config, current, announcer.progress)

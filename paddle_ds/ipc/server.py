@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import zmq
 
 from paddle_ds.errors import EngineUnavailable, ErrorInfo
@@ -39,7 +38,7 @@ class FromWorker:
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """A worker that cannot be reached any more."""
+    """A worker that cannot be reached any more, or says hello (again): nobody waits for what it has asked for so far."""
 
     client: bytes
 
@@ -122,11 +121,12 @@ class EngineServer:
         for client, payload in _pending(self._router):
             try:
                 message = messages.decode_to_engine(payload)
-            except (msgspec.MsgspecError, ValueError) as error:
+            except Exception as error:  # a bad value, a deep nest, garbage: this thread must live
                 logger.warning("ipc.bad_frame", extra=fields(client=client.decode(errors="replace"), error=str(error)))
                 continue
             if isinstance(message, messages.Hello):
                 self._clients.add(client)
+                self._inbox.put(WorkerGone(client))  # one that had lost us has given up what it asked for before
                 self._send_now(client, messages.encode(self._info))
             elif isinstance(message, messages.Submit) and self._info.state != "ready":
                 error_info = EngineUnavailable(f"the engine is {self._info.state}").info()

@@ -1,7 +1,7 @@
 """W8A8 linear layer: INT8 weights per output channel, INT8 activations per token, exact int32 accumulation.
 
-    a_scale[t]  = max|x[t, :]| / 127            (1 where the row is zero)
-    a[t, k]     = round_half_even(x[t, k] / a_scale[t])          in -127 .. 127
+    a_scale[t]  = max|x[t, :]| / 127                                (1 where the row is zero)
+    a[t, k]     = round_half_even(x[t, k] * (127 / max|x[t, :]|))   in -127 .. 127
     acc[t, n]   = sum_k a[t, k] * w[n, k]                        int32, exact
     y[t, n]     = acc[t, n] * a_scale[t] * w_scale[n] + bias[n]
 
@@ -10,19 +10,26 @@ Because ``acc`` is exact and ``a_scale`` looks at one token only, a token's resu
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import paddle
 
 #: products of two INT8 values that a float32 sum holds exactly: 1024 * 127 * 127 < 2**24
 _EXACT_PRODUCTS = 1024
 #: weight elements converted to float32 at a time, which bounds the temporary memory (4 bytes each)
 _MAX_CONVERTED_ELEMENTS = 1 << 24
+#: a row whose largest magnitude is below this counts as zero: 127 divided by it would overflow
+ZERO_BELOW = 1e-30
 
 
 def quantize_activations(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """float32 [T, K] -> integers as float32 [T, K], scales float32 [T, 1]."""
     absmax = x.abs().max(axis=-1, keepdim=True)
-    scale = paddle.where(absmax > 0, absmax / 127.0, paddle.ones_like(absmax))
-    return paddle.clip(paddle.round(x / scale), -127, 127), scale
+    one = paddle.ones_like(absmax)
+    nothing = absmax < ZERO_BELOW  # false for NaN, which must reach the logits and be found there
+    scale = paddle.where(nothing, one, absmax / 127.0)
+    inverse = paddle.where(nothing, one, 127.0 / absmax)
+    return paddle.clip(paddle.round(x * inverse), -127, 127), scale
 
 
 def reference(x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
@@ -52,3 +59,23 @@ def _accumulate(quantized: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tenso
         total = partial if total is None else total + partial
     assert total is not None
     return total
+
+
+class ReferenceInt8Linear:
+    """A W8A8 layer on :func:`reference`: ``weight`` int8 [N, K], ``weight_scale`` float32 [N], ``bias`` float32 [N] or ``None``."""
+
+    def __init__(
+        self, weight: npt.NDArray[np.int8], weight_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None
+    ) -> None:
+        self._weight = paddle.to_tensor(np.ascontiguousarray(weight))
+        self._weight_scale = paddle.to_tensor(weight_scale)
+        self._bias = None if bias is None else paddle.to_tensor(bias)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        """float32 [T, K] -> float32 [T, N]."""
+        return reference(x, self._weight, self._weight_scale, self._bias)
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes kept in memory, by dtype."""
+        small = self._weight_scale.size + (0 if self._bias is None else self._bias.size)
+        return {"int8": int(self._weight.size), "float32": 4 * int(small)}

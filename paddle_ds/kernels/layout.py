@@ -43,6 +43,11 @@ class BatchLayout:
         return np.diff(self.query_starts).astype(np.int32)
 
     @functools.cached_property
+    def device_tables(self) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """``query_starts``, ``context_lens`` and ``block_tables`` as int32 tensors."""
+        return paddle.to_tensor(self.query_starts), paddle.to_tensor(self.context_lens), paddle.to_tensor(self.block_tables)
+
+    @functools.cached_property
     def decode_groups(self) -> tuple[DecodeGroup, ...]:
         """Requests with one new token, in groups of similar length that one batched attention can gather at once."""
         members = np.flatnonzero(self.query_lens == 1)

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from paddle_ds.kernels.cache import KvCache
 from paddle_ds.kernels.layout import BatchLayout, DecodeGroup, PrefillGroup
 
 #: attention scores held at a time, which bounds the temporary memory of a long prompt (4 bytes each, three copies)
@@ -71,3 +72,23 @@ def _prefill(query: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, g
         out = paddle.matmul(weights, v).reshape([heads, stop - start, dim])
         pieces.append(out.transpose([1, 0, 2]).reshape([stop - start, heads * dim]))
     return pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
+
+
+def make_cache(num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int) -> KvCache:
+    """A cache for :func:`kv_write` and :func:`attend`. Its pages become resident only as they are written."""
+    shape = [num_blocks * block_tokens, kv_heads, head_dim]
+    return KvCache(
+        keys=[paddle.empty(shape, dtype="float32") for _ in range(num_layers)],
+        values=[paddle.empty(shape, dtype="float32") for _ in range(num_layers)],
+    )
+
+
+def kv_write(cache: KvCache, layer: int, key: paddle.Tensor, value: paddle.Tensor, slots: paddle.Tensor) -> None:
+    """Put rotated keys and values, float32 [T, kv_heads, D], of layer ``layer`` to ``slots`` int64 [T]."""
+    write_reference(cache.keys[layer], key, slots)
+    write_reference(cache.values[layer], value, slots)
+
+
+def attend(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout) -> paddle.Tensor:
+    """:func:`reference` over the cache of layer ``layer``."""
+    return reference(query, cache.keys[layer], cache.values[layer], layout)

@@ -1,7 +1,9 @@
 """Which implementation of each operator runs: chosen once, when a model is loaded, and reported everywhere.
 
 An implementation says why it cannot run here by returning a sentence from ``unavailable``; the first one that can is taken,
-in the order of registration. Every operator has a ``reference`` in plain Paddle as its last resort.
+in the order of the table. Every operator has a ``reference`` in plain Paddle as its last resort.
+
+Operators that belong together (the cache, what writes it and what reads it) are one row, because they share a memory layout.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels import (
     dense_linear,
     int8_linear,
+    native,
     paged_attention,
     rms_norm,
     rotary,
@@ -27,10 +30,26 @@ from paddle_ds.logs import fields
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"
+NATIVE = "native"
 
 
 def _always(device: Device) -> str | None:
     return None
+
+
+def _native(device: Device) -> str | None:
+    if device.name != "cpu":
+        return f"compiled for the host processor, not for {device.name}"
+    return native.why_unavailable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """A paged cache and the operators that know its layout."""
+
+    make_cache: Callable[..., Any]
+    kv_write: Callable[..., None]
+    attend: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,37 +57,45 @@ class Implementation:
     """One way to run an operator. ``unavailable`` returns ``None``, or why it cannot run on the device."""
 
     name: str
-    function: Callable[..., Any]
+    function: Any
     unavailable: Callable[[Device], str | None] = _always
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """One function an operator; signatures are those of the references."""
+    """What was chosen. Linear layers are made from weights and then called; the others are functions."""
 
     rms_norm: Callable[..., Any]
     rotary: Callable[..., Any]
     silu_mul: Callable[..., Any]
-    kv_write: Callable[..., Any]
-    paged_attention: Callable[..., Any]
+    paged_attention: Attention
     int8_linear: Callable[..., Any]
     weight_only_linear: Callable[..., Any]
     dense_linear: Callable[..., Any]
+    #: makes an object that runs all layers at once, or ``None``
+    fused_decoder: Callable[..., Any] | None
     #: operator -> name of the implementation that was chosen
     chosen: dict[str, str]
     #: operator -> why a faster implementation was passed over
     passed_over: dict[str, str]
 
 
+def _rows(compiled: Any, reference: Any) -> list[Implementation]:
+    return [Implementation(NATIVE, compiled, _native), Implementation(REFERENCE, reference)]
+
+
 _TABLE: dict[str, list[Implementation]] = {
-    "rms_norm": [Implementation(REFERENCE, rms_norm.reference)],
-    "rotary": [Implementation(REFERENCE, rotary.reference)],
-    "silu_mul": [Implementation(REFERENCE, silu_mul.reference)],
-    "kv_write": [Implementation(REFERENCE, paged_attention.write_reference)],
-    "paged_attention": [Implementation(REFERENCE, paged_attention.reference)],
-    "int8_linear": [Implementation(REFERENCE, int8_linear.reference)],
-    "weight_only_linear": [Implementation(REFERENCE, weight_only_linear.reference)],
-    "dense_linear": [Implementation(REFERENCE, dense_linear.reference)],
+    "rms_norm": _rows(native.rms_norm, rms_norm.reference),
+    "rotary": _rows(native.rotary, rotary.reference),
+    "silu_mul": _rows(native.silu_mul, silu_mul.reference),
+    "paged_attention": _rows(
+        Attention(native.make_cache, native.kv_write, native.paged_attention),
+        Attention(paged_attention.make_cache, paged_attention.kv_write, paged_attention.attend),
+    ),
+    "int8_linear": _rows(native.NativeInt8Linear, int8_linear.ReferenceInt8Linear),
+    "weight_only_linear": [Implementation(REFERENCE, weight_only_linear.ReferenceWeightOnlyLinear)],
+    "dense_linear": [Implementation(REFERENCE, dense_linear.ReferenceDenseLinear)],
+    "fused_decoder": _rows(native.FusedDecoder, None),
 }
 
 
@@ -77,17 +104,21 @@ def implementations() -> dict[str, tuple[str, ...]]:
     return {op: tuple(implementation.name for implementation in table) for op, table in _TABLE.items()}
 
 
-def choose(device: Device, *, strict: bool = False) -> Kernels:
+def choose(device: Device, *, strict: bool = False, only: str | None = None) -> Kernels:
     """The best implementation of each operator on ``device``.
+
+    Args:
+        only: take this implementation wherever an operator has it, such as ``reference`` for a comparison.
 
     Raises:
         UnsupportedError: ``strict`` is set and an operator would not run on its best implementation.
     """
-    functions: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Any] = {}
     chosen: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for op, table in _TABLE.items():
-        for implementation in table:
+        candidates = [row for row in table if row.name == only] or table
+        for implementation in candidates:
             reason = implementation.unavailable(device)
             if reason is None:
                 functions[op], chosen[op] = implementation.function, implementation.name

@@ -1,8 +1,7 @@
-"""Linear layers: weights as they are kept in memory, and the operator that multiplies by them."""
+"""Linear layers: what every implementation of them offers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import paddle
@@ -15,46 +14,6 @@ class Linear(Protocol):
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes kept in memory, by dtype."""
-
-
-class Int8Linear:
-    """INT8 weight ``[out, in]`` with one scale per output channel; the operator decides what happens to activations."""
-
-    def __init__(
-        self,
-        weight: paddle.Tensor,
-        weight_scale: paddle.Tensor,
-        bias: paddle.Tensor | None,
-        operator: Callable[..., paddle.Tensor],
-    ) -> None:
-        assert list(weight_scale.shape) == [weight.shape[0]]
-        self._weight = weight
-        self._weight_scale = weight_scale
-        self._bias = bias
-        self._operator = operator
-
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._operator(x, self._weight, self._weight_scale, self._bias)
-
-    def weight_bytes(self) -> dict[str, int]:
-        bias_bytes = 0 if self._bias is None else nbytes(self._bias)
-        return {"int8": nbytes(self._weight), "float32": nbytes(self._weight_scale) + bias_bytes}
-
-
-class DenseLinear:
-    """Floating-point weight ``[out, in]``."""
-
-    def __init__(self, weight: paddle.Tensor, bias: paddle.Tensor | None, operator: Callable[..., paddle.Tensor]) -> None:
-        self._weight = weight
-        self._bias = bias
-        self._operator = operator
-
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._operator(x, self._weight, self._bias)
-
-    def weight_bytes(self) -> dict[str, int]:
-        bias_bytes = 0 if self._bias is None else nbytes(self._bias)
-        return {dtype_name(self._weight): nbytes(self._weight) + bias_bytes}
 
 
 class SideBySide:

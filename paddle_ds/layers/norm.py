@@ -13,12 +13,12 @@ class RMSNorm:
     """``layer(x)``: float32 [T, H] -> float32 [T, H]."""
 
     def __init__(self, weight: paddle.Tensor, eps: float, operator: Callable[..., paddle.Tensor]) -> None:
-        self._weight = weight
+        self.weight = weight
         self._eps = eps
         self._operator = operator
 
     def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._operator(x, self._weight, self._eps)
+        return self._operator(x, self.weight, self._eps)
 
     def weight_bytes(self) -> dict[str, int]:
-        return {"float32": nbytes(self._weight)}
+        return {"float32": nbytes(self.weight)}

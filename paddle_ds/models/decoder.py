@@ -7,13 +7,14 @@ tokens ─ embedding ─┬─ norm ─ qkv ─ rotary ─ paged attention ─ o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import paddle
 
 from paddle_ds.config.model import ModelConfig
+from paddle_ds.kernels.cache import KvCache
 from paddle_ds.kernels.layout import BatchLayout
+from paddle_ds.kernels.native import NativeInt8Linear
 from paddle_ds.kernels.registry import Kernels
 from paddle_ds.layers import Embedding, Linear, RMSNorm
 
@@ -32,20 +33,13 @@ class ParameterSource(Protocol):
         """The output projection; a tied one is made from the embedding."""
 
 
-@dataclass(frozen=True)
-class KvCache:
-    """Keys and values of all layers, each float32 [num_slots, kv_heads, head_dim]."""
-
-    keys: list[paddle.Tensor]
-    values: list[paddle.Tensor]
-
-
 class DecoderLayer:
     """Attention and MLP of one layer."""
 
     def __init__(self, config: ModelConfig, index: int, source: ParameterSource, kernels: Kernels) -> None:
         prefix = f"model.layers.{index}"
         self._config = config
+        self._index = index
         self._kernels = kernels
         self.input_norm = source.norm(f"{prefix}.input_layernorm.weight")
         attention = f"{prefix}.self_attn"
@@ -55,22 +49,25 @@ class DecoderLayer:
         self.gate_up = source.linear(f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj")
         self.down = source.linear(f"{prefix}.mlp.down_proj")
 
-    def __call__(self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout) -> paddle.Tensor:
+    def __call__(self, x: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:
         """float32 [T, H] -> float32 [T, H]; writes this step's keys and values into the cache."""
-        x = x + self._attention(self.input_norm(x), keys, values, layout)
+        x = x + self._attention(self.input_norm(x), cache, layout)
         return x + self.down(self._kernels.silu_mul(self.gate_up(self.post_norm(x))))
 
-    def _attention(self, x: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, layout: BatchLayout) -> paddle.Tensor:
+    def _attention(self, x: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:
         config, kernels = self._config, self._kernels
+        attention = kernels.paged_attention
         num_tokens = x.shape[0]
         query, key, value = paddle.split(self.qkv(x), [config.q_size, config.kv_size, config.kv_size], axis=-1)
         query = query.reshape([num_tokens, config.num_heads, config.head_dim])
         key = key.reshape([num_tokens, config.num_kv_heads, config.head_dim])
         value = value.reshape([num_tokens, config.num_kv_heads, config.head_dim])
-        query = kernels.rotary(query, layout.cos, layout.sin)
-        kernels.kv_write(keys, kernels.rotary(key, layout.cos, layout.sin), layout.slots)
-        kernels.kv_write(values, value, layout.slots)
-        return self.o(kernels.paged_attention(query, keys, values, layout))
+        key = kernels.rotary(key, layout.cos, layout.sin)
+        attention.kv_write(cache, self._index, key, value, layout.slots)
+        return self.o(attention.attend(kernels.rotary(query, layout.cos, layout.sin), cache, self._index, layout))
+
+    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
+        return self.qkv, self.o, self.gate_up, self.down
 
     def parts(self) -> list[Linear | RMSNorm]:
         return [self.input_norm, self.qkv, self.o, self.post_norm, self.gate_up, self.down]
@@ -94,13 +91,26 @@ class Decoder:
             progress((index + 1) / (config.num_layers + 1))
         self.norm = source.norm("model.norm.weight")
         self.head = source.head(self.embedding)
+        self._kernels = kernels
+        self.fused = fuse(config, self.layers, kernels)
+        if self.fused is not None:
+            self.layers = []  # their weights live in the fused operator now
         progress(1.0)
+
+    def make_cache(self, num_blocks: int, block_tokens: int) -> KvCache:
+        """A paged cache for this model, in the layout of the operators that were chosen."""
+        config = self.config
+        make = self._kernels.paged_attention.make_cache
+        cache: KvCache = make(config.num_layers, num_blocks, block_tokens, config.num_kv_heads, config.head_dim)
+        return cache
 
     def hidden(self, ids: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:
         """int64 [T] -> float32 [T, H], before the final norm."""
         x = self.embedding(ids)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = layer(x, keys, values, layout)
+        if self.fused is not None:
+            return self.fused(x, cache, layout)
+        for layer in self.layers:
+            x = layer(x, cache, layout)
         return x
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
@@ -110,10 +120,24 @@ class Decoder:
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of parameters in memory, by dtype."""
         total: dict[str, int] = {}
-        parts: list[Linear | RMSNorm | Embedding] = [self.embedding, self.norm, self.head]
+        parts: list[Any] = [self.embedding, self.norm, self.head]
+        parts += [self.fused] if self.fused is not None else []
         for layer in self.layers:
             parts += layer.parts()
         for part in parts:
             for dtype, count in part.weight_bytes().items():
                 total[dtype] = total.get(dtype, 0) + count
         return total
+
+
+def fuse(config: ModelConfig, layers: list[DecoderLayer], kernels: Kernels) -> Any:
+    """All layers as one operator, where there is one and every linear layer is of the kind it takes; else ``None``."""
+    if kernels.fused_decoder is None or not layers:
+        return None
+    if not all(isinstance(linear, NativeInt8Linear) for layer in layers for linear in layer.linears()):
+        return None
+    sizes = (config.hidden_size, config.intermediate_size, config.num_heads, config.num_kv_heads, config.head_dim)
+    fused = kernels.fused_decoder(*sizes, config.rms_norm_eps)
+    for layer in layers:
+        fused.add(layer.input_norm.weight.numpy(), layer.post_norm.weight.numpy(), layer.linears())
+    return fused

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight
@@ -12,8 +13,10 @@ from paddle_ds.checkpoints.rounding import quantize_dense
 from paddle_ds.config.recipe import Recipe, Scheme
 from paddle_ds.config.tensors import model_specs
 from paddle_ds.kernels.registry import Kernels
-from paddle_ds.layers import DenseLinear, Embedding, Int8Linear, Linear, RMSNorm, SideBySide
+from paddle_ds.layers import Embedding, Linear, RMSNorm, SideBySide
 from paddle_ds.models import Decoder
+
+FloatArray = npt.NDArray[np.float32]
 
 
 def load_decoder(
@@ -75,7 +78,7 @@ class _CheckpointSource:
             return self.linear("lm_head")
         scheme = self._recipe.scheme("lm_head", stored_int8=False)
         if scheme == "dense" and embedding.weight.dtype == paddle.float32:
-            return DenseLinear(embedding.weight, None, self._kernels.dense_linear)
+            return self._kernels.dense_linear(embedding.weight, None)
         return self._make_linear([self._read("model.embed_tokens.weight")], scheme, None)
 
     def _read(self, name: str) -> DenseTensor | Int8Weight:
@@ -85,21 +88,21 @@ class _CheckpointSource:
         for name in names:
             self._checkpoint.release(self._specs[name])
 
-    def _bias(self, prefixes: tuple[str, ...]) -> paddle.Tensor | None:
+    def _bias(self, prefixes: tuple[str, ...]) -> FloatArray | None:
         if f"{prefixes[0]}.bias" not in self._specs:
             return None
-        return paddle.to_tensor(np.concatenate([self._read(f"{prefix}.bias").to_float32() for prefix in prefixes]))
+        return np.concatenate([self._read(f"{prefix}.bias").to_float32() for prefix in prefixes])
 
-    def _make_linear(self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: paddle.Tensor | None) -> Linear:
+    def _make_linear(self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: FloatArray | None) -> Linear:
         if scheme == "dense":
             dense = [weight.to_float32() for weight in weights]
             stacked = dense[0] if len(dense) == 1 else np.concatenate(dense)
-            return DenseLinear(paddle.to_tensor(stacked), bias, self._kernels.dense_linear)
+            return self._kernels.dense_linear(paddle.to_tensor(stacked), None if bias is None else paddle.to_tensor(bias))
         quantized = [weight if isinstance(weight, Int8Weight) else quantize_dense(weight) for weight in weights]
         values = quantized[0].values if len(quantized) == 1 else np.concatenate([part.values for part in quantized])
         scales = np.concatenate([part.scales for part in quantized])
         operator = self._kernels.int8_linear if scheme == "w8a8" else self._kernels.weight_only_linear
-        return Int8Linear(paddle.to_tensor(values), paddle.to_tensor(scales), bias, operator)
+        return operator(values, scales, bias)
 
 
 def to_paddle(tensor: DenseTensor) -> paddle.Tensor:

@@ -107,17 +107,18 @@ def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
 
 def _num_blocks(engine: EngineConfig, context_tokens: int, per_token: int, free_bytes: int) -> int:
     cache = engine.cache
+    per_block = cache.block_tokens * per_token
     if cache.max_tokens is not None:
-        tokens = cache.max_tokens
-    elif cache.max_bytes is not None:
-        tokens = cache.max_bytes // per_token
-    else:
-        share = int(free_bytes * _CACHE_SHARE) // per_token
-        if engine.max_context_tokens is not None:
-            share = max(share, min(engine.max_context_tokens, free_bytes // per_token))
-        every_request = engine.scheduler.max_running_requests * -(-context_tokens // cache.block_tokens)
-        return max(0, min(share // cache.block_tokens, every_request))
-    return max(0, -(-tokens // cache.block_tokens))
+        return -(-cache.max_tokens // cache.block_tokens)
+    if cache.max_bytes is not None:
+        if cache.max_bytes < per_block:
+            raise ConfigError(f"cache.max_bytes is {cache.max_bytes}; one block of {cache.block_tokens} tokens takes {per_block}")
+        return cache.max_bytes // per_block
+    one_request = -(-context_tokens // cache.block_tokens)
+    share = int(free_bytes * _CACHE_SHARE) // per_block
+    if engine.max_context_tokens is not None:
+        share = max(share, min(one_request, free_bytes // per_block))
+    return max(0, min(share, engine.scheduler.max_running_requests * one_request))
 
 
 def weight_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredTensor]) -> dict[str, int]:

@@ -6,21 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
-from paddle_ds.config.model import ModelConfig
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.layers import RotaryTable
-from paddle_ds.models import Decoder, KvCache
+from paddle_ds.models import Decoder
 from paddle_ds.runtime.sampler import Sampler
 from paddle_ds.sched import Chunk, SampledToken, StepPlan
-
-
-def make_cache(config: ModelConfig, num_blocks: int, block_tokens: int) -> KvCache:
-    """The paged cache. Its pages become resident only as they are written."""
-    shape = [num_blocks * block_tokens, config.num_kv_heads, config.head_dim]
-    return KvCache(
-        keys=[paddle.empty(shape, dtype="float32") for _ in range(config.num_layers)],
-        values=[paddle.empty(shape, dtype="float32") for _ in range(config.num_layers)],
-    )
 
 
 class ModelRunner:
@@ -32,7 +22,7 @@ class ModelRunner:
         self.block_tokens = block_tokens
         self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
-        self._cache = make_cache(decoder.config, num_blocks, block_tokens)
+        self._cache = decoder.make_cache(num_blocks, block_tokens)
 
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """One token for each chunk of the plan that asks for one, in the plan's order."""

@@ -84,9 +84,9 @@ def _adjust(row: FloatRow, request: Request) -> FloatRow:
         row[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts.astype(np.float32)
     for token_id, bias in (params.logit_bias or {}).items():
         row[token_id] += np.float32(bias)
-    for token_id in request.suppressed_ids:
-        if token_id < len(row):
-            row[token_id] = -np.inf
+    suppressed = [token_id for token_id in request.suppressed_ids if 0 <= token_id < len(row)]
+    if len(suppressed) < len(row):  # with every id held back there is nothing to choose, so none is
+        row[suppressed] = -np.inf
     return row
 
 
@@ -102,7 +102,8 @@ def _distribution(row: FloatRow, best: int, params: SamplingParams) -> tuple[IdR
     """Ids that are left and their weights (probabilities up to a common factor)."""
 
     def weigh(values: FloatRow) -> Weights:
-        return np.exp((values.astype(np.float64) - float(row[best])) / params.temperature)
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the best go to exp(-inf) = 0
+            return np.exp((values.astype(np.float64) - float(row[best])) / params.temperature)
 
     if params.top_k:
         ids = top_ids(row, min(params.top_k, len(row)))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from paddle_ds.config.engine import SchedulerConfig
-from paddle_ds.errors import ConfigError, PromptTooLong, ServerOverloaded
+from paddle_ds.errors import PromptTooLong, ServerOverloaded
 from paddle_ds.sched.blocks import BlockPool
 from paddle_ds.sched.plan import Chunk, EndReason, NewToken, RequestEnd, SampledToken, StepOutput, StepPlan
 from paddle_ds.sched.request import Request, Status
@@ -21,11 +21,7 @@ class Scheduler:
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, clock: Callable[[], float] = time.monotonic) -> None:
-        if config.max_batch_tokens < config.max_running_requests:
-            raise ConfigError(
-                f"scheduler.max_batch_tokens is {config.max_batch_tokens}, fewer than max_running_requests, "
-                f"{config.max_running_requests}: a step must hold one token of each running request"
-            )
+        assert config.max_batch_tokens >= config.max_running_requests, "EngineConfig has refused this"
         self._config = config
         self._clock = clock
         self.pool = pool
@@ -60,7 +56,7 @@ class Scheduler:
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestEnd]:
         """End requests between two steps; unknown ids are those that ended by themselves."""
-        found = [self._requests[request_id] for request_id in request_ids if request_id in self._requests]
+        found = [self._requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
         return [self._end(request, "abort") for request in found]
 
     def schedule(self) -> StepPlan:
@@ -86,12 +82,12 @@ class Scheduler:
     def update(self, plan: StepPlan, tokens: Sequence[SampledToken]) -> StepOutput:
         """Take in what the runner sampled: one entry for each chunk with ``sample``, in the plan's order."""
         output = StepOutput()
+        assert len(tokens) == sum(chunk.sample for chunk in plan.chunks), "one token for each sampled chunk"
         remaining = iter(tokens)
         for chunk in plan.chunks:
             chunk.request.num_computed_tokens += chunk.num_tokens
             if chunk.sample:
                 self._take_token(chunk.request, next(remaining), output)
-        assert next(remaining, None) is None, "more tokens than sampled chunks"
         return output
 
     def _take_token(self, request: Request, sampled: SampledToken, output: StepOutput) -> None:

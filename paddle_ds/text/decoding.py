@@ -20,7 +20,7 @@ import codecs
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from paddle_ds.errors import TokenizerError
@@ -161,6 +161,22 @@ class ByteStreamDecoder:
             parts.append(data)
         text = self._utf8.decode(b"".join(parts), final)
         return self._strip_start(text) if self._num_strip and text else text
+
+    def continue_from(self, token_ids: Sequence[int]) -> None:
+        """Stand where pushing these tokens would lead, at a cost that does not grow with their number.
+
+        UTF-8 synchronises itself: bytes of an unfinished character lie within the last three, so that the start of the
+        text and its last few tokens say everything.
+        """
+        num_read = 0
+        while num_read < len(token_ids) and (self._at_start or self._num_strip):
+            self.push(token_ids[num_read : num_read + 1])
+            num_read += 1
+        start, num_bytes = len(token_ids), 0
+        while start > num_read and num_bytes < 4:
+            start -= 1
+            num_bytes += 0 if token_ids[start] in self._skip_ids else len(self._table[token_ids[start]])
+        self.push(token_ids[start:])
 
     def _strip_start(self, text: str) -> str:
         char = self._table.rules.strip_char

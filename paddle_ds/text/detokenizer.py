@@ -36,7 +36,7 @@ class IncrementalDetokenizer:
     ) -> None:
         skip_ids = tokenizer.special_ids - keep_ids if skip_special_tokens else frozenset()
         self._decoder = ByteStreamDecoder(tokenizer.token_bytes_table, skip_ids)
-        self._decoder.push(prompt_ids)
+        self._decoder.continue_from(prompt_ids)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Text that is certain once these tokens are known."""

@@ -52,6 +52,9 @@ class SplitText:
     content: str = ""
 
 
+_NOTHING = SplitText()
+
+
 class _State(enum.Enum):
     BEFORE = "before"
     OPENING = "opening"
@@ -78,7 +81,8 @@ class ReasoningSplitter:
             raise UnsupportedError(f"reasoning mode {mode!r}; have: {', '.join(get_args(ReasoningMode))}")
         self._mode = mode
         self._state = _State.OPENING if starts_inside else _State.BEFORE
-        self._held = ""
+        self._held: list[str] = []
+        self._held_is_space = False
         self._may_reopen = starts_inside  # some models repeat the tag that the prompt already holds
         self._legacy_prefix = THINK_START + "\n" if starts_inside else ""
         self._legacy_held = ""
@@ -98,7 +102,7 @@ class ReasoningSplitter:
 
     def flush(self) -> SplitText:
         """What was held back, once nothing follows."""
-        held, self._held = self._held, ""
+        held, self._held = "".join(self._held), []
         if self._mode == "none":
             return SplitText()
         if self._state in (_State.OPENING, _State.CLOSING):
@@ -123,22 +127,30 @@ class ReasoningSplitter:
 
     def _advance(self, text: str) -> SplitText:
         """Run the states over what was held and the new text, until the rest is undecided or spent."""
+        before = self._state
+        if before is _State.CONTENT:
+            return SplitText("", text)
+        if self._held_is_space and not text.strip(_SPACE):  # a model stuck in blank lines must not cost more and more
+            self._held.append(text)
+            return _NOTHING
         reasoning: list[str] = []
-        buffer = self._held + text
-        self._held = ""
+        buffer = "".join(self._held) + text
+        self._held.clear()
         while buffer:
             before = self._state
-            if before is _State.CONTENT:
-                return SplitText("".join(reasoning), buffer)
             if before is _State.BEFORE:
                 buffer = self._before(buffer)
             elif before is _State.INSIDE:
                 piece, buffer = self._inside(buffer)
                 reasoning.append(piece)
+            elif before is _State.CONTENT:
+                return SplitText("".join(reasoning), buffer)
             else:
                 buffer = self._after_tag(buffer)
             if self._state is before:
-                self._held, buffer = buffer, ""
+                self._held.append(buffer)
+                break
+        self._held_is_space = bool(self._held) and not self._held[0].strip(_SPACE)
         return SplitText("".join(reasoning), "")
 
     def _before(self, buffer: str) -> str:
@@ -172,6 +184,7 @@ class ReasoningSplitter:
         if end >= 0:
             self._state = _State.CLOSING
             return buffer[:end].rstrip(_SPACE), buffer[end + len(THINK_END) :]
-        num_tag = next((n for n in range(len(THINK_END) - 1, 0, -1) if buffer.endswith(THINK_END[:n])), 0)
+        tag = buffer.rfind(THINK_END[0], -len(THINK_END))
+        num_tag = len(buffer) - tag if tag >= 0 and THINK_END.startswith(buffer[tag:]) else 0
         certain = buffer[: len(buffer) - num_tag].rstrip(_SPACE)
         return certain, buffer[len(certain) :]

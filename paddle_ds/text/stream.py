@@ -79,11 +79,11 @@ class TextStream:
             if self._ended:
                 break
             self.num_tokens += 1
-            was_inside = self._splitter is not None and self._splitter.inside
             result = self._stop.push(self._detokenizer.push((token_id,)), self.num_tokens)
-            deltas.append(self._split(result.text))
-            if was_inside or (self._splitter is not None and self._splitter.inside):
-                self.num_reasoning_tokens += 1
+            was_inside = self._is_inside()
+            if result.text:
+                deltas.append(self._split(result.text))
+            self.num_reasoning_tokens += was_inside or self._is_inside()
             if result.stopped:
                 matched, self._ended = result.matched, True
                 deltas.append(self._split_rest())
@@ -103,6 +103,9 @@ class TextStream:
         result = self._stop.push(self._detokenizer.flush(), self.num_tokens)
         deltas = [self._split(result.text), self._split(self._stop.flush()), self._split_rest()]
         return self._emit(deltas, result.matched)
+
+    def _is_inside(self) -> bool:
+        return self._splitter is not None and self._splitter.inside
 
     def _split(self, text: str) -> SplitText:
         return self._splitter.push(text) if self._splitter is not None else SplitText("", text)

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ worker_class = "gthread"
 #: a stream holds a thread for its whole life, so threads bound the streams of a worker; they are made as needed
 workers = 2
 threads = 1024
-#: threads that no generation may take: with all others in streams, probes and refusals are still answered
+#: threads (of few, a quarter) that no generation may take: when all others stream, probes and refusals are still answered
 _SPARE_THREADS = 32
+#: how long a thread may keep the interpreter while others want it. With Python's 5 ms, hundreds of woken streams spend half
+#: the CPU on asking for it in vain; nothing here computes for long without releasing it
+_SWITCH_INTERVAL_S = 0.05
 #: connections of a worker beyond its threads wait for one (kept alive ones need none)
 worker_connections = 4096
 backlog = 2048
@@ -78,9 +82,14 @@ def on_starting(server: Any) -> None:
     end_with_parent(signal.SIGINT)
 
 
+def post_fork(server: Any, worker: Any) -> None:
+    """Settings of a worker's interpreter."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
 def post_worker_init(worker: Any) -> None:
     """Tell the application how many threads it may fill with streams."""
-    worker.wsgi.extensions["paddle_ds"].limit(max(worker.cfg.threads - _SPARE_THREADS, 1))
+    worker.wsgi.extensions["paddle_ds"].limit(worker.cfg.threads - min(_SPARE_THREADS, worker.cfg.threads // 4))
 
 
 def child_exit(server: Any, worker: Any) -> None:

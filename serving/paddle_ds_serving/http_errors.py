@@ -64,12 +64,16 @@ def error_json(info: ErrorInfo) -> bytes:
 def error_response(info: ErrorInfo) -> Response:
     """The error as a response, with the headers that tell SDKs when to try again."""
     response = Response(error_json(info), status=info.http_status, content_type="application/json")
-    retry_s = RETRY_AFTER_S.get(info.code)
     if info.http_status in (429, 503):
-        retry_s = retry_s or 1.0
-        response.headers["retry-after"] = str(math.ceil(retry_s))
-        response.headers["retry-after-ms"] = str(int(retry_s * 1000))
+        say_when(response, info.code)
     return response
+
+
+def say_when(response: Response, code: str) -> None:
+    """Add the headers that tell when to try again; openai-python reads the milliseconds first."""
+    retry_s = RETRY_AFTER_S.get(code, 1.0)
+    response.headers["retry-after"] = str(math.ceil(retry_s))
+    response.headers["retry-after-ms"] = str(int(retry_s * 1000))
 
 
 def unexpected(error: BaseException, request_id: str) -> ErrorInfo:

@@ -6,14 +6,22 @@ A ZeroMQ context must not cross a fork, so the client is made here and never in 
 from __future__ import annotations
 
 import atexit
+import logging
+import threading
+import time
 
 from flask import Flask
 
 from paddle_ds import logs
 from paddle_ds import settings as settings_table
-from paddle_ds.errors import ConfigError
+from paddle_ds.errors import ConfigError, EngineUnavailable, PaddleDSError
 from paddle_ds.ipc.client import EngineClient
+from paddle_ds.logs import fields
 from paddle_ds_serving.app import create_app
+from paddle_ds_serving.service import Service
+
+_log = logging.getLogger(__name__)
+_WARM_UP_POLL_S = 0.2
 
 
 def application() -> Flask:
@@ -28,4 +36,20 @@ def application() -> Flask:
         raise ConfigError("PADDLE_DS_ENGINE_SOCKET is not set; start the server with `paddle-ds serve`")
     client = EngineClient(settings.engine_socket)
     atexit.register(client.close)
-    return create_app(client, settings)
+    app = create_app(client, settings)
+    service: Service = app.extensions["paddle_ds"]
+    threading.Thread(target=_warm_up, args=(service,), name="warm-up", daemon=True).start()
+    return app
+
+
+def _warm_up(service: Service) -> None:
+    """Load the tokenizer as soon as the engine is ready, so that no request waits for it."""
+    while True:
+        try:
+            service.served()
+            return
+        except EngineUnavailable:
+            time.sleep(_WARM_UP_POLL_S)
+        except PaddleDSError as error:  # every request and /health will say the same
+            _log.error("tokenizer.failed", extra=fields(error=error.message))
+            return

@@ -157,3 +157,8 @@ def test_engine_that_failed_is_reported_by_every_route(start_gunicorn):
     response = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
     assert response.status_code == 503
     assert "no such directory" in response.json()["error"]["message"]
+
+
+def test_every_worker_loads_the_tokenizer_without_being_asked(start_gunicorn):
+    server = start_gunicorn(num_workers=3)
+    assert eventually(lambda: server.log.count('"tokenizer.loaded"') == 3)

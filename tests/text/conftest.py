@@ -20,12 +20,12 @@ TEMPLATE = (
 CORPUS = ["Hello world, how are you?", "你好，世界！今天天气很好。", "naïve café 😀👩‍👩‍👧 emoji", "the cat sat on the mat"] * 3
 
 
-def save(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any] | None = None, **others: Any) -> Path:
+def save(directory: Path, backend: tokenizers.Tokenizer, tokenizer_config: dict[str, Any] | None = None, **others: Any) -> Path:
     """Write a tokenizer directory; ``others`` are further JSON files by stem."""
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"))
-    if config is not None:
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    if tokenizer_config is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, ensure_ascii=False), encoding="utf-8")
     for stem, content in others.items():
         (directory / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
     return directory

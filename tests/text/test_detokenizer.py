@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ TEXT = st.text(st.sampled_from("helo wrdaß好你😀👩\u200d\n\t'"), max_size
 
 def pieces(items, cuts):
     borders = sorted({0, len(items), *(cut % (len(items) + 1) for cut in cuts)})
-    return [items[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [items[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def streamed(detokenizer, parts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def reference(text, stops, include):
 @given(text=LETTERS, stops=STOPS, include=st.booleans(), cuts=st.lists(st.integers(0, 20)))
 def test_any_split_gives_what_the_rule_says(text, stops, include, cuts):
     borders = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    parts = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    parts = [text[start:end] for start, end in itertools.pairwise(borders)]
     expected = reference(text, stops, include)
     assert run(StopChecker(stops, include), parts) == expected
     assert run(StopChecker(stops, include), [text]) == expected

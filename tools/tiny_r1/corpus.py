@@ -109,8 +109,9 @@ class Corpus:
         op, kind = task.split()[0], task.split()[1]
         top = {"1": (9, 9), "2": (99, 99), "3": (999, 999), "m": (999, 99)}[kind]
         a, b = rng.randint(0, top[0]), rng.randint(0, top[1])
-        if rng.random() < 0.15:  # a difference of near or equal numbers, and carries through nines, are rare by chance
-            b = max(0, min(top[1], a + rng.randint(-9, 9)))
+        if rng.random() < 0.3:  # near or equal numbers, where the sign hangs on the last digits, are rare by chance
+            spread = rng.choice((9, 9, 40)) if kind == "3" else 9
+            b = max(0, min(top[1], a + rng.randint(-spread, spread)))
         if op == "add":
             return Problem("+", a, b) if rng.random() < 0.5 else Problem("+", b, a)
         swap = (a < b) == (op == "sub")
@@ -121,7 +122,7 @@ class Corpus:
         task = rng.choices(
             ("add 1", "add 2", "add m", "add 3", "sub 1", "sub 2", "sub m", "sub 3", "neg 1", "neg 2", "neg 3",
              "mul table", "mul 2x1"),
-            (4, 12, 6, 13, 3, 11, 5, 10, 3, 6, 6, 11, 10),
+            (3, 10, 7, 11, 2, 12, 7, 11, 3, 7, 7, 8, 12),
         )[0]  # fmt: skip
         return self._ask(self.problem(task), task, rng.choice(("bare", "en", "zh")))
 

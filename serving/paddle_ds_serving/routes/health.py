@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 
 from paddle_ds import __version__
 from paddle_ds.errors import EngineUnavailable, PaddleDSError
-from paddle_ds_serving.http_errors import RETRY_AFTER_S
+from paddle_ds_serving.http_errors import say_when
 from paddle_ds_serving.service import Service, current
 
 blueprint = Blueprint("health", __name__)
@@ -97,5 +97,5 @@ def _answer(body: dict[str, Any], status: int) -> Response:
     response = Response(msgspec.json.encode(body), status=status, content_type="application/json")
     response.headers["cache-control"] = "no-store"
     if status == 503:
-        response.headers["retry-after"] = str(int(RETRY_AFTER_S[EngineUnavailable.code]))
+        say_when(response, EngineUnavailable.code)
     return response

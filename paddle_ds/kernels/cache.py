@@ -1,0 +1,15 @@
+"""``KvCache``: keys and values of all layers. How they lie inside is the business of the operators that were chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import paddle
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """``keys[layer]`` and ``values[layer]`` are tensors; together they may be one tensor or a list."""
+
+    keys: paddle.Tensor | list[paddle.Tensor]
+    values: paddle.Tensor | list[paddle.Tensor]

@@ -1,0 +1,197 @@
+#include "int8_gemm.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "onednn_abi.h"
+
+namespace pds {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+// The layout of packed weights is asked for at this many rows; it serves every other size too.
+constexpr int64_t kLayoutRows = 16;
+
+void check(int status, const char* what) {
+  if (status != kDnnlSuccess)
+    throw std::runtime_error(std::string("oneDNN: ") + what + " failed with status " + std::to_string(status));
+}
+
+struct Runtime {
+  dnnl_engine_t engine = nullptr;
+  dnnl_stream_t stream = nullptr;
+  Runtime() {
+    if (dnnl_version()->major != 3)
+      throw std::runtime_error("oneDNN " + std::to_string(dnnl_version()->major) + " is loaded; version 3 is needed");
+    check(dnnl_engine_create(&engine, kDnnlCpu, 0), "engine");
+    check(dnnl_stream_create(&stream, engine, kDnnlStreamDefault), "stream");
+  }
+};
+
+Runtime& runtime() {
+  static Runtime shared;
+  return shared;
+}
+
+// The C handles as owners.
+struct Desc {
+  dnnl_memory_desc_t handle = nullptr;
+  Desc() = default;
+  Desc(int64_t rows, int64_t columns, int type, int tag) {
+    int64_t dims[12] = {rows, columns};
+    check(dnnl_memory_desc_create_with_tag(&handle, 2, dims, type, tag), "memory description");
+  }
+  Desc(const Desc&) = delete;
+  Desc& operator=(const Desc&) = delete;
+  ~Desc() {
+    if (handle != nullptr) dnnl_memory_desc_destroy(handle);
+  }
+};
+
+struct Memory {
+  dnnl_memory_t handle = nullptr;
+  Memory(const dnnl_memory_desc* desc, void* data) {
+    check(dnnl_memory_create(&handle, desc, runtime().engine, data), "memory");
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { dnnl_memory_destroy(handle); }
+};
+
+struct PrimitiveDesc {
+  dnnl_primitive_desc_t handle = nullptr;
+  PrimitiveDesc() = default;
+  PrimitiveDesc(const PrimitiveDesc&) = delete;
+  PrimitiveDesc& operator=(const PrimitiveDesc&) = delete;
+  ~PrimitiveDesc() {
+    if (handle != nullptr) dnnl_primitive_desc_destroy(handle);
+  }
+};
+
+struct Primitive {
+  dnnl_primitive_t handle = nullptr;
+  explicit Primitive(const PrimitiveDesc& desc) { check(dnnl_primitive_create(&handle, desc.handle), "primitive"); }
+  Primitive(const Primitive&) = delete;
+  Primitive& operator=(const Primitive&) = delete;
+  ~Primitive() { dnnl_primitive_destroy(handle); }
+  void execute(std::initializer_list<dnnl_exec_arg_t> arguments) const {
+    check(dnnl_primitive_execute(handle, runtime().stream, static_cast<int>(arguments.size()), arguments.begin()), "execution");
+    check(dnnl_stream_wait(runtime().stream), "wait");
+  }
+};
+
+// A product for one number of rows, with memory objects whose addresses are set for each call.
+struct Product {
+  Primitive primitive;
+  Memory source, result;
+  Product(const PrimitiveDesc& desc, int64_t m, int64_t n, int64_t k)
+      : primitive(desc),
+        source(Desc(m, k, kDnnlU8, kDnnlTagAb).handle, nullptr),
+        result(Desc(m, n, kDnnlS32, kDnnlTagAb).handle, nullptr) {}
+};
+
+void describe(PrimitiveDesc& out, int64_t m, int64_t n, int64_t k, const dnnl_memory_desc* weights) {
+  Desc source(m, k, kDnnlU8, kDnnlTagAb), result(m, n, kDnnlS32, kDnnlTagAb);
+  check(dnnl_matmul_primitive_desc_create(&out.handle, runtime().engine, source.handle, weights, nullptr, result.handle, nullptr),
+        "matmul description");
+}
+
+}  // namespace
+
+PackedBytes::PackedBytes(size_t bytes) : data_(nullptr), bytes_(bytes) {
+  bool huge = bytes >= kHugePage;
+  size_t alignment = huge ? kHugePage : 64;
+  size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  data_ = std::aligned_alloc(alignment, rounded);
+  if (data_ == nullptr) throw std::bad_alloc();
+  if (huge) madvise(data_, rounded, MADV_HUGEPAGE);
+}
+
+PackedBytes::~PackedBytes() { std::free(data_); }
+
+int64_t padded_rows(int64_t rows) {
+  if (rows <= 4) return rows;
+  int64_t step = 2;
+  while (step * 8 < rows) step *= 2;
+  return (rows + step - 1) / step * step;
+}
+
+struct Int8Gemm::State {
+  int64_t n, k;
+  Desc weight_desc;
+  std::unique_ptr<PackedBytes> packed;
+  std::unique_ptr<Memory> weight;
+  std::vector<int32_t> zero_point;
+  std::string implementation;
+  std::mutex mutex;
+  std::map<int64_t, std::unique_ptr<Product>> products;
+
+  Product& product(int64_t m) {
+    auto& slot = products[m];
+    if (!slot) {
+      PrimitiveDesc desc;
+      describe(desc, m, n, k, weight_desc.handle);
+      slot.reset(new Product(desc, m, n, k));
+    }
+    return *slot;
+  }
+};
+
+Int8Gemm::Int8Gemm(const int8_t* weight, int64_t n, int64_t k) : state_(new State{}) {
+  State& s = *state_;
+  s.n = n;
+  s.k = k;
+  PrimitiveDesc chosen;
+  Desc any(k, n, kDnnlS8, kDnnlTagAny);
+  describe(chosen, kLayoutRows, n, k, any.handle);
+  const char* name = nullptr;
+  check(dnnl_primitive_desc_query(chosen.handle, kDnnlQueryImplInfoStr, 0, &name), "implementation name");
+  s.implementation = name;
+  check(dnnl_memory_desc_clone(&s.weight_desc.handle, dnnl_primitive_desc_query_md(chosen.handle, kDnnlQueryWeightsMd, 0)),
+        "weight description");
+  s.packed.reset(new PackedBytes(dnnl_memory_desc_get_size(s.weight_desc.handle)));
+  s.weight.reset(new Memory(s.weight_desc.handle, s.packed->data()));
+
+  Desc plain_desc(k, n, kDnnlS8, kDnnlTagBa);
+  Memory plain(plain_desc.handle, const_cast<int8_t*>(weight));
+  PrimitiveDesc reorder;
+  check(dnnl_reorder_primitive_desc_create(&reorder.handle, plain_desc.handle, runtime().engine, s.weight_desc.handle,
+                                           runtime().engine, nullptr),
+        "reorder description");
+  Primitive(reorder).execute({{kDnnlArgSrc, plain.handle}, {kDnnlArgDst, s.weight->handle}});
+  s.zero_point.resize(n);
+#pragma omp parallel for
+  for (int64_t row = 0; row < n; ++row) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += weight[row * k + i];
+    s.zero_point[row] = 128 * sum;
+  }
+}
+
+Int8Gemm::~Int8Gemm() = default;
+
+void Int8Gemm::run(const uint8_t* a, int64_t m, int32_t* acc) const {
+  if (m == 0) return;
+  State& s = *state_;
+  std::lock_guard<std::mutex> lock(s.mutex);  // the memory objects of a product are shared
+  Product& product = s.product(padded_rows(m));
+  check(dnnl_memory_set_data_handle(product.source.handle, const_cast<uint8_t*>(a)), "source");
+  check(dnnl_memory_set_data_handle(product.result.handle, acc), "result");
+  product.primitive.execute(
+      {{kDnnlArgSrc, product.source.handle}, {kDnnlArgWeights, s.weight->handle}, {kDnnlArgDst, product.result.handle}});
+}
+
+const int32_t* Int8Gemm::zero_point() const { return state_->zero_point.data(); }
+int64_t Int8Gemm::n() const { return state_->n; }
+int64_t Int8Gemm::k() const { return state_->k; }
+size_t Int8Gemm::packed_bytes() const { return state_->packed->size(); }
+std::string Int8Gemm::implementation() const { return state_->implementation; }
+
+}  // namespace pds

@@ -1,0 +1,51 @@
+// u8 x s8 -> s32 matrix products on the oneDNN that Paddle ships, with weights packed once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace pds {
+
+// Memory for packed weights: 2 MB aligned and advised for huge pages, so that streaming through it costs few page walks.
+class PackedBytes {
+ public:
+  explicit PackedBytes(size_t bytes);
+  ~PackedBytes();
+  PackedBytes(const PackedBytes&) = delete;
+  PackedBytes& operator=(const PackedBytes&) = delete;
+  void* data() const { return data_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  void* data_;
+  size_t bytes_;
+};
+
+// acc[m][n] = sum_k a[m][k] * w[n][k]: exact. Rows are computed in batches of fixed sizes; callers give room for padded_rows(m).
+class Int8Gemm {
+ public:
+  // `weight` is [n][k] row by row and is not needed afterwards.
+  Int8Gemm(const int8_t* weight, int64_t n, int64_t k);
+  ~Int8Gemm();
+
+  // `a` holds padded_rows(m) rows of k bytes (what stands in the rows beyond m does not matter), `acc` as many of n.
+  void run(const uint8_t* a, int64_t m, int32_t* acc) const;
+
+  // 128 * sum_k w[n][k]: what the unsigned shift of the activations adds to each column.
+  const int32_t* zero_point() const;
+  int64_t n() const;
+  int64_t k() const;
+  size_t packed_bytes() const;
+  // oneDNN's name for the implementation in use, such as brg_matmul:avx512_core_vnni
+  std::string implementation() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The next size for which a primitive exists: every size up to 4, then steps that waste at most a quarter.
+int64_t padded_rows(int64_t rows);
+
+}  // namespace pds

@@ -1,0 +1,72 @@
+// Loops over rows and over the KV cache, compiled once for each instruction set (vector_kernels.inc.cc) and chosen at run time.
+//
+// Every function computes one row (or one tile of rows of one request) by itself and in a fixed order, so its bits do not depend
+// on what else is in the batch, on how a prompt was cut, or on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+namespace pds {
+
+// Tokens of one cache block. Keys of a block lie as [head_dim][kBlockTokens], so that one vector holds one element of 16 tokens;
+// values lie as [kBlockTokens][padded head_dim].
+constexpr int kBlockTokens = 16;
+constexpr int kValuePad = 16;
+
+inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kValuePad - 1) / kValuePad * kValuePad; }
+
+// int32 accumulators of one row of a u8 x s8 product, and what turns them into floats:
+//   y[n] = float(acc[n] - 128 * column_sum[n]) * row_scale * weight_scale[n] (+ bias[n])
+struct Dequant {
+  const int32_t* acc;
+  const int32_t* zero_point;  // 128 * column_sum
+  const float* weight_scale;
+  const float* bias;  // may be null
+  float row_scale;
+};
+
+// One tile of attention: `rows` consecutive query rows of one request, one key-value head, `group` query heads a row.
+struct AttentionTile {
+  const float* query;       // [rows][heads][head_dim], already rotated, not yet scaled
+  int64_t query_stride;     // floats between rows
+  float* out;               // [rows][heads][head_dim]
+  int64_t out_stride;
+  const float* keys;        // cache of the layer
+  const float* values;
+  const int32_t* block_table;
+  int64_t first_context;    // tokens that the tile's first row attends to; each further row one more
+  int rows;
+  int group;
+  int kv_head;
+  int num_kv_heads;
+  int head_dim;
+  float* scratch;           // scratch_floats(...) floats
+};
+
+inline int64_t scratch_floats(int64_t rows, int64_t group, int64_t context) {
+  return rows * group * ((context + kBlockTokens - 1) / kBlockTokens * kBlockTokens);
+}
+
+struct VectorKernels {
+  const char* name;
+  // q[k] = round_half_even(x[k] * (127 / max|x|)) + 128, scale = max|x| / 127 (1 for a row of zeros)
+  void (*quantize)(const float* x, int64_t n, uint8_t* q, float* scale);
+  // the same of x * rsqrt(mean(x^2) + eps) * weight; `normed` is scratch of n floats
+  void (*rms_norm_quantize)(const float* x, const float* weight, float eps, int64_t n, float* normed, uint8_t* q, float* scale);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*dequantize)(const Dequant& d, int64_t n, float* out);
+  // out[n] = residual[n] + y[n]
+  void (*dequantize_add)(const Dequant& d, const float* residual, int64_t n, float* out);
+  // quantise silu(gate) * up; `d` describes 2 * n columns, gate first; `gated` is scratch of n floats
+  void (*silu_mul_quantize)(const Dequant& d, int64_t n, float* gated, uint8_t* q, float* scale);
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // rotate one head in place: pairs (i, i + dim/2)
+  void (*rotate)(float* x, const float* cos, const float* sin, int64_t dim);
+  void (*write_key)(const float* key, float* block, int64_t offset, int64_t dim);
+  void (*attend)(const AttentionTile& tile);
+};
+
+// The best set the processor has, not above the cap in PADDLE_DS_MAX_ISA (avx512, avx2 or baseline).
+const VectorKernels& vector_kernels();
+
+}  // namespace pds

@@ -1,0 +1,198 @@
+"""The compiled operators: loaded once a process, wrapped as what the registry hands out.
+
+Weights are packed through plain C functions on NumPy arrays (no copy in Paddle's memory); computing goes through Paddle custom
+operators that name a packed layer by its handle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import paddle
+
+from paddle_ds import settings
+from paddle_ds.errors import KernelError
+from paddle_ds.kernels import build
+from paddle_ds.kernels.cache import KvCache
+from paddle_ds.kernels.layout import BatchLayout
+
+#: tokens of a cache block that the compiled attention is made for (one vector of keys)
+BLOCK_TOKENS = 16
+
+Int8Array = npt.NDArray[np.int8]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Library:
+    """The loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        from paddle.base import core
+
+        core.load_op_meta_info_and_register_op(str(path))
+        self._run: Any = core.eager._run_custom_op
+        self._c = ctypes.CDLL(str(path))
+        for name in ("pds_pack_linear", "pds_linear_bytes", "pds_linear_implementation", "pds_new_decoder", "pds_add_layer"):
+            getattr(self._c, name).restype = ctypes.c_int64
+        for name in ("pds_last_error", "pds_vector_isa"):
+            getattr(self._c, name).restype = ctypes.c_char_p
+
+    def run(self, name: str, *arguments: Any) -> list[paddle.Tensor]:
+        """Run the operator ``name``."""
+        return self._run(name, *arguments)
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """Call a C function that answers -1 where it failed.
+
+        Raises:
+            KernelError: with the reason it gives.
+        """
+        result = int(getattr(self._c, name)(*arguments))
+        if result < 0:
+            raise KernelError(f"{name}: {self._c.pds_last_error().decode()}")
+        return result
+
+    def release(self, name: str, handle: int) -> None:
+        """Call a C function that frees ``handle``."""
+        getattr(self._c, name)(ctypes.c_int64(handle))
+
+    @property
+    def vector_isa(self) -> str:
+        """The variant of the vector loops in use: ``avx512``, ``avx2`` or ``baseline``."""
+        return str(self._c.pds_vector_isa().decode())
+
+
+@functools.cache
+def _load() -> Library | KernelError:
+    try:
+        return Library(build.library(Path(settings.load().cache_dir)))
+    except KernelError as error:
+        return error
+    except (OSError, RuntimeError) as error:
+        return KernelError(f"the operators cannot be loaded: {error}")
+
+
+def library() -> Library:
+    """The library of this process; the first call builds it if need be.
+
+    Raises:
+        KernelError: it cannot be built or loaded.
+    """
+    loaded = _load()
+    if isinstance(loaded, KernelError):
+        raise loaded
+    return loaded
+
+
+def why_unavailable() -> str | None:
+    """``None``, or why the compiled operators cannot be used here."""
+    loaded = _load()
+    return loaded.message if isinstance(loaded, KernelError) else None
+
+
+def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p | None:
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+class NativeInt8Linear:
+    """W8A8 layer on oneDNN; same contract as ``int8_linear.ReferenceInt8Linear``."""
+
+    def __init__(self, weight: Int8Array, weight_scale: FloatArray, bias: FloatArray | None) -> None:
+        self._library = library()
+        self.num_out, self.num_in = weight.shape
+        arrays = np.ascontiguousarray(weight), np.ascontiguousarray(weight_scale, np.float32)
+        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        sizes = ctypes.c_int64(self.num_out), ctypes.c_int64(self.num_in)
+        self.handle = self._library.call("pds_pack_linear", *map(_pointer, (*arrays, bias)), *sizes)
+        self._small_bytes = 4 * self.num_out * (2 + (bias is not None))
+        self._packed_bytes = self._library.call("pds_linear_bytes", ctypes.c_int64(self.handle))
+        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_linear", self.handle)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self._library.run("pds_int8_linear", x, self.handle)[0]
+
+    def give_away(self) -> int:
+        """The handle, for a decoder that takes the layer over; this object must not be called afterwards."""
+        self._finalizer.detach()
+        return self.handle
+
+    def weight_bytes(self) -> dict[str, int]:
+        return {"int8": self._packed_bytes, "float32": self._small_bytes}
+
+    @property
+    def implementation(self) -> str:
+        """oneDNN's name of what runs, such as ``brg_matmul:avx512_core_vnni``."""
+        text = ctypes.create_string_buffer(80)
+        self._library.call("pds_linear_implementation", ctypes.c_int64(self.handle), text, ctypes.c_int64(len(text)))
+        return text.value.decode()
+
+
+def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
+    """See ``rms_norm.reference``."""
+    return library().run("pds_rms_norm", x, weight, eps)[0]
+
+
+def silu_mul(gate_up: paddle.Tensor) -> paddle.Tensor:
+    """See ``silu_mul.reference``."""
+    return library().run("pds_silu_mul", gate_up)[0]
+
+
+def rotary(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
+    """See ``rotary.reference``."""
+    return library().run("pds_rotary", x, cos, sin)[0]
+
+
+def make_cache(num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int) -> KvCache:
+    """Keys ``[layers, blocks, kv_heads, head_dim, 16]``, values ``[layers, blocks, kv_heads, 16, head_dim padded to 16]``."""
+    if block_tokens != BLOCK_TOKENS:
+        raise KernelError(f"cache.block_tokens is {block_tokens}; the compiled attention has {BLOCK_TOKENS}")
+    padded = -(-head_dim // BLOCK_TOKENS) * BLOCK_TOKENS
+    return KvCache(
+        keys=paddle.empty([num_layers, num_blocks, kv_heads, head_dim, BLOCK_TOKENS]),
+        values=paddle.empty([num_layers, num_blocks, kv_heads, BLOCK_TOKENS, padded]),
+    )
+
+
+def kv_write(cache: KvCache, layer: int, key: paddle.Tensor, value: paddle.Tensor, slots: paddle.Tensor) -> None:
+    """See ``paged_attention.write_reference``."""
+    library().run("pds_kv_write", cache.keys[layer], cache.values[layer], key, value, slots)
+
+
+def paged_attention(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout) -> paddle.Tensor:
+    """See ``paged_attention.reference``."""
+    starts, contexts, tables = layout.device_tables
+    return library().run("pds_paged_attention", query, cache.keys[layer], cache.values[layer], starts, contexts, tables)[0]
+
+
+class FusedDecoder:
+    """All layers in one operator; takes over their packed weights."""
+
+    def __init__(self, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
+        self._library = library()
+        sizes = [ctypes.c_int64(value) for value in (hidden, inner, heads, kv_heads, head_dim)]
+        self._handle = self._library.call("pds_new_decoder", *sizes, ctypes.c_float(eps))
+        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_decoder", self._handle)
+        self._bytes: dict[str, int] = {}
+
+    def add(self, input_norm: FloatArray, post_norm: FloatArray, linears: tuple[NativeInt8Linear, ...]) -> None:
+        """Append one layer: qkv, o, gate_up and down."""
+        for linear in linears:
+            for dtype, count in linear.weight_bytes().items():
+                self._bytes[dtype] = self._bytes.get(dtype, 0) + count
+        handles = [ctypes.c_int64(linear.give_away()) for linear in linears]
+        self._library.call("pds_add_layer", ctypes.c_int64(self._handle), _pointer(input_norm), _pointer(post_norm), *handles)
+
+    def __call__(self, x: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:
+        """float32 [T, H] -> float32 [T, H], before the final norm."""
+        tables = layout.device_tables
+        more = (layout.slots, layout.cos, layout.sin)
+        return self._library.run("pds_decoder", x, cache.keys, cache.values, *tables, *more, self._handle)[0]
+
+    def weight_bytes(self) -> dict[str, int]:
+        return dict(self._bytes)

@@ -1,0 +1,99 @@
+"""What happens when something dies, cannot start, or is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import requests
+from e2e.server import chat_body, events, serve
+
+#: the promise is 5 s; the rest is for a loaded test machine
+NOTICED_WITHIN_S = 5.0
+
+
+def test_killed_engine_fails_its_streams_and_comes_back(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        gunicorn = {process.pid for process in server.family() if "gunicorn" in " ".join(process.cmdline())}
+
+        def ask(index: int) -> tuple[dict[str, object], float]:
+            body = chat_body("1+1", stream=True, ignore_eos=True, max_tokens=900)
+            with requests.post(f"{server.url}/v1/chat/completions", json=body, stream=True, timeout=60) as response:
+                frames = events(response)
+                for _ in range(3):
+                    next(frames)
+                if index == 0:
+                    time.sleep(0.5)  # let all streams begin
+                    os.kill(server.engine_pid(), signal.SIGKILL)
+                killed_s = time.monotonic()
+                rest = list(frames)
+            assert rest[-1] == "[DONE]"
+            return rest[-2]["error"], time.monotonic() - killed_s  # type: ignore[index, return-value]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        assert [error["code"] for error, _ in answers] == ["engine_died"] * 8
+        assert max(seconds for _, seconds in answers) < NOTICED_WITHIN_S
+        status, body = server.health()
+        assert (status, body["state"]) != (200, "ready")
+        server.wait_ready()
+        assert gunicorn <= {process.pid for process in server.family()}
+        answer = requests.post(f"{server.url}/v1/chat/completions", json=chat_body("12+7", temperature=0), timeout=60)
+        assert "19" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_interrupt_ends_everything_and_leaves_no_process(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        family = server.family()
+        assert len(family) >= 5  # supervisor, engine, Gunicorn's master and two workers
+        assert server.stop(signal.SIGINT) == 0
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+    assert not list((tmp_path / "run").glob("serve-*"))
+
+
+def test_killed_supervisor_takes_its_children_along(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        family = server.family()
+        server.stop(signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=NOTICED_WITHIN_S)
+        assert alive == []
+
+
+def test_killed_http_worker_is_replaced_and_its_requests_are_aborted(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "1") as server:
+        master = next(p for p in psutil.Process(server.process.pid).children() if "gunicorn" in " ".join(p.cmdline()))
+        (worker,) = master.children()
+        body = chat_body("1+1", stream=True, ignore_eos=True, max_tokens=900)
+        with requests.post(f"{server.url}/v1/chat/completions", json=body, stream=True, timeout=60) as response:
+            next(events(response))
+            worker.kill()
+        server.wait_ready()
+        server.wait_idle()
+
+
+def test_taken_port_is_a_sentence_not_a_traceback(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with serve(tmp_path, "--port", str(taken.getsockname()[1]), wait=False) as server:
+            assert server.process.wait(timeout=60) == 1
+    log = server.log.read_text()
+    assert "cannot listen on 127.0.0.1" in log
+    assert "Traceback" not in log
+
+
+def test_unusable_checkpoint_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    with serve(tmp_path, "--model", str(broken), wait=False) as server:
+        assert server.process.wait(timeout=60) == 1
+    log = server.log.read_text()
+    assert "GPT2LMHeadModel" in log
+    assert "Traceback" not in log

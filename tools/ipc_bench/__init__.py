@@ -1,0 +1,1 @@
+"""Parts of ``tools/bench_ipc.py``: one scripted engine behind ZeroMQ frames and behind Gunicorn's dirty workers."""
