@@ -40,7 +40,7 @@ setup(
         "paddle_ds_slim": "slim/paddle_ds_slim",
     },
     package_data={
-        "paddle_ds": ["py.typed", "assets/tiny-r1/*"],
+        "paddle_ds": ["py.typed", "assets/tiny-r1/*", "kernels/csrc/*"],
         "paddle_ds_serving": ["py.typed"],
         "paddle_ds_slim": ["py.typed"],
     },

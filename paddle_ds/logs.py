@@ -39,11 +39,14 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        extra = {key: value for key, value in getattr(record, _FIELDS, {}).items() if key not in entry}
+        try:
+            return json.dumps(entry | extra, ensure_ascii=False, default=str, allow_nan=False)
+        except ValueError:  # NaN and infinity are not JSON
+            return json.dumps(entry | {key: str(value) for key, value in extra.items()}, ensure_ascii=False)
 
 
 def configure(level: str = "info", log_format: str = "text") -> None:

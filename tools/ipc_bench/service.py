@@ -30,6 +30,8 @@ APPS = {
     "dirty-exchange": ("ipc_bench.dirty_apps:ExchangeApp", "ipc_bench.dirty_apps:OtherExchangeApp"),
 }
 _POLL_S = 0.1
+#: longer than the 30 s after which Gunicorn's client gives a silent stream up
+_CALL_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Service:
     def call(self, path: str, **call: Any) -> dict[str, Any]:
         """POST to an HTTP worker."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", json.dumps(call).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=600) as response:
+        with urllib.request.urlopen(request, timeout=_CALL_S) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
 

@@ -46,6 +46,8 @@ class Loop:
             self._script.abort_owner(owner)
         elif isinstance(received.message, Abort):
             self._script.abort(received.message.request_ids)
+            ends = [Finished(request_id, "abort", Usage(0, 0)) for request_id in received.message.request_ids]
+            self._server.send(received.client, Step(finished=ends))
         else:
             submit = received.message
             assert submit.params.max_tokens is not None

@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include "onednn_abi.h"
+#include "vector_kernels.h"
 
 namespace pds {
 
@@ -103,6 +106,16 @@ void describe(PrimitiveDesc& out, int64_t m, int64_t n, int64_t k, const dnnl_me
         "matmul description");
 }
 
+void sum_columns(const int8_t* weight, int64_t n, int64_t k, std::vector<int32_t>& zero_point) {
+  zero_point.resize(n);
+#pragma omp parallel for
+  for (int64_t row = 0; row < n; ++row) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += weight[row * k + i];
+    zero_point[row] = 128 * sum;
+  }
+}
+
 }  // namespace
 
 PackedBytes::PackedBytes(size_t bytes) : data_(nullptr), bytes_(bytes) {
@@ -130,6 +143,7 @@ struct Int8Gemm::State {
   std::unique_ptr<Memory> weight;
   std::vector<int32_t> zero_point;
   std::string implementation;
+  bool plain = false;  // weights as they came, for our own loop
   std::mutex mutex;
   std::map<int64_t, std::unique_ptr<Product>> products;
 
@@ -154,6 +168,14 @@ Int8Gemm::Int8Gemm(const int8_t* weight, int64_t n, int64_t k) : state_(new Stat
   const char* name = nullptr;
   check(dnnl_primitive_desc_query(chosen.handle, kDnnlQueryImplInfoStr, 0, &name), "implementation name");
   s.implementation = name;
+  sum_columns(weight, n, k, s.zero_point);
+  s.plain = s.implementation.find("vnni") == std::string::npos && s.implementation.find("amx") == std::string::npos;
+  if (s.plain) {
+    s.implementation = std::string("own:") + vector_kernels().name;
+    s.packed.reset(new PackedBytes(static_cast<size_t>(n) * k));
+    std::memcpy(s.packed->data(), weight, static_cast<size_t>(n) * k);
+    return;
+  }
   check(dnnl_memory_desc_clone(&s.weight_desc.handle, dnnl_primitive_desc_query_md(chosen.handle, kDnnlQueryWeightsMd, 0)),
         "weight description");
   s.packed.reset(new PackedBytes(dnnl_memory_desc_get_size(s.weight_desc.handle)));
@@ -166,13 +188,6 @@ Int8Gemm::Int8Gemm(const int8_t* weight, int64_t n, int64_t k) : state_(new Stat
                                            runtime().engine, nullptr),
         "reorder description");
   Primitive(reorder).execute({{kDnnlArgSrc, plain.handle}, {kDnnlArgDst, s.weight->handle}});
-  s.zero_point.resize(n);
-#pragma omp parallel for
-  for (int64_t row = 0; row < n; ++row) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) sum += weight[row * k + i];
-    s.zero_point[row] = 128 * sum;
-  }
 }
 
 Int8Gemm::~Int8Gemm() = default;
@@ -180,6 +195,14 @@ Int8Gemm::~Int8Gemm() = default;
 void Int8Gemm::run(const uint8_t* a, int64_t m, int32_t* acc) const {
   if (m == 0) return;
   State& s = *state_;
+  if (s.plain) {
+    constexpr int64_t kColumns = 64;
+#pragma omp parallel for
+    for (int64_t first = 0; first < s.n; first += kColumns)
+      vector_kernels().int8_columns(a, m, static_cast<const int8_t*>(s.packed->data()), first, std::min(first + kColumns, s.n),
+                                    s.n, s.k, acc);
+    return;
+  }
   std::lock_guard<std::mutex> lock(s.mutex);  // the memory objects of a product are shared
   Product& product = s.product(padded_rows(m));
   check(dnnl_memory_set_data_handle(product.source.handle, const_cast<uint8_t*>(a)), "source");

@@ -1,4 +1,7 @@
 // u8 x s8 -> s32 matrix products on the oneDNN that Paddle ships, with weights packed once.
+//
+// Without VNNI or AMX oneDNN adds pairs of products in 16 bits, which saturates for full-range values. There our own exact loop
+// runs instead: slower, and right.
 #pragma once
 
 #include <cstdint>

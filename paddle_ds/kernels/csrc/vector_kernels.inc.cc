@@ -262,10 +262,27 @@ static void attend(const AttentionTile& tile) {
   for (; v < vectors; ++v) attend_vectors<1>(w, v, scale);
 }
 
+static void int8_columns(const uint8_t* a, int64_t m, const int8_t* weight, int64_t first, int64_t last, int64_t n, int64_t k,
+                         int32_t* acc) {
+  for (int64_t column = first; column < last; ++column) {
+    const int8_t* w = weight + column * k;
+    for (int64_t row = 0; row < m; ++row) {
+      const uint8_t* x = a + row * k;
+      int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < k; ++i) {
+        int16_t left = x[i], right = w[i];  // 16 bits: two such products and their sum fit 32 without saturation
+        sum += left * right;
+      }
+      acc[row * n + column] = sum;
+    }
+  }
+}
+
 extern const VectorKernels kKernels;
 const VectorKernels kKernels = {PDS_NAME,       quantize,          rms_norm_quantize, rms_norm, dequantize,
                                 dequantize_add, silu_mul_quantize, silu_mul,          rotate,   write_key,
-                                attend};
+                                attend,         int8_columns};
 
 }  // namespace PDS_ISA
 }  // namespace pds
