@@ -49,8 +49,9 @@ bench: $(VENV)/.dev
 test-floor: $(VENV)/.dev
 	tools/test_floor.sh "$(PYTHON)"
 
-golden:
+golden: $(VENV)/.dev
 	$(PYTHON) tools/make_golden_hf.py --venv .venv-golden
+	$(BIN)/python tests/serving/transcripts.py
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet requirements-dev.in -o requirements-dev.lock

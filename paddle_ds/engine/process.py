@@ -235,7 +235,8 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
         announcer.server.close()
         return 1
     announcer.ready(loaded)
-    EngineLoop(announcer.server, loaded.engine, stop).run()
+    fallbacks = {f"{op}@{config.device}": 1 for op in loaded.fallbacks}
+    EngineLoop(announcer.server, loaded.engine, stop, fallbacks).run()
     announcer.stopping()
     announcer.server.close()
     return 0

@@ -135,6 +135,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     generation_tokens_total: int
     steps_total: int
     preemptions_total: int
+    #: "operator@device" -> how many operators of the model run on a slower implementation than there is
     fallback_ops: dict[str, int] = {}
 
 

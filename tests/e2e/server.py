@@ -59,9 +59,9 @@ class Server:
         deadline = time.monotonic() + timeout_s
         load: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            load = self.health()[1]["load"]
-            blocks = load["kv_cache_blocks"]
-            if load["running"] == load["waiting"] == 0 and blocks["free"] == blocks["total"]:
+            load = self.health()[1].get("load", {})  # a worker that has just started has no figures yet
+            blocks = load.get("kv_cache_blocks")
+            if blocks and load["running"] == load["waiting"] == 0 and blocks["free"] == blocks["total"]:
                 return load
             time.sleep(0.2)
         raise AssertionError(f"still busy after {timeout_s} s: {load}")

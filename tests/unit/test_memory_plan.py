@@ -118,6 +118,26 @@ def test_parts_add_up() -> None:
     assert plan.total_bytes <= plan.available_bytes == 16 * GB
 
 
+def test_loading_holds_the_largest_layer_three_times() -> None:
+    head = 3 * EMBEDDING + (32 << 20)
+    assert plan_of(R1_QWEN_1_5B, 16 * GB).load_bytes == head
+    dense = make_plan(R1_QWEN_1_5B, Recipe("none", False), inventory(R1_QWEN_1_5B), EngineConfig(), MemoryStats(64 * GB, 64 * GB))
+    assert dense.load_bytes == 4 * 3 * EMBEDDING + (32 << 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "elements"),
+    [
+        ({"intermediate_size": 1000}, 2 * 1000 * 8),
+        ({"num_heads": 200, "num_kv_heads": 100}, (200 + 2 * 100) * 4 * 8),
+        ({"vocab_size": 5000, "tie_word_embeddings": True}, 5000 * 8),
+    ],
+    ids=["gate and up", "q, k and v", "tied head"],
+)
+def test_stacked_layers_are_loaded_together(changes: dict[str, Any], elements: int) -> None:
+    assert plan_of(dataclasses.replace(TINY, **changes)).load_bytes == 3 * elements + (32 << 20)
+
+
 def test_the_cache_takes_half_of_what_is_left() -> None:
     plan = plan_of(R1_QWEN_1_5B, 8 * GB)
     left = 8 * GB - plan.base_bytes - sum(plan.weight_bytes.values()) - plan.activation_bytes
@@ -191,7 +211,8 @@ def test_a_context_longer_than_the_requested_cache_is_an_error() -> None:
 
 @pytest.mark.parametrize("available_bytes", [0, 10**6, 1 * GB])
 def test_too_little_memory_is_an_error_with_the_figures(available_bytes: int) -> None:
-    with pytest.raises(MemoryPlanError, match=r"needs \d.* GB \(weights 2\.0 GB, KV cache .*Paddle 419\.4 MB\) and .* is available"):
+    figures = r"needs \d.* GB \(Paddle 419\.4 MB, weights 2\.0 GB, beside them 7.* MB to load or .* of KV cache .* is available"
+    with pytest.raises(MemoryPlanError, match=figures):
         plan_of(R1_QWEN_1_5B, available_bytes)
 
 
