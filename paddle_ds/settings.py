@@ -91,7 +91,9 @@ TABLE: tuple[Variable, ...] = (
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
     Variable("engine_socket", _nonempty, None, "path of the engine's socket, for an HTTP worker (set by `paddle-ds serve`)"),
-    Variable("max_isa", _choice("avx512", "avx2", "baseline"), "avx512", "best instruction set our own loops may use (for tests)"),
+    Variable(
+        "max_isa", _choice("avx512", "avx2", "baseline"), "avx512", "best instruction set our own loops may use (for tests)"
+    ),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
 

@@ -62,7 +62,7 @@ def _accumulate(quantized: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tenso
 
 
 class ReferenceInt8Linear:
-    """A W8A8 layer on :func:`reference`: ``weight`` int8 [N, K], ``weight_scale`` float32 [N], ``bias`` float32 [N] or ``None``."""
+    """A W8A8 layer on :func:`reference`: ``weight`` int8 [N, K], scale and bias float32 [N]."""
 
     def __init__(
         self, weight: npt.NDArray[np.int8], weight_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None

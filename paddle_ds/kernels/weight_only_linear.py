@@ -25,7 +25,7 @@ def reference(x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tens
 
 
 class ReferenceWeightOnlyLinear:
-    """A W8A16 layer on :func:`reference`: ``weight`` int8 [N, K], ``weight_scale`` float32 [N], ``bias`` float32 [N] or ``None``."""
+    """A W8A16 layer on :func:`reference`: ``weight`` int8 [N, K], scale and bias float32 [N]."""
 
     def __init__(
         self, weight: npt.NDArray[np.int8], weight_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None

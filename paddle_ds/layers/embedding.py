@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import paddle
 
 from paddle_ds.layers.linear import dtype_name, nbytes
@@ -21,3 +23,26 @@ class Embedding:
 
     def weight_bytes(self) -> dict[str, int]:
         return {dtype_name(self.weight): nbytes(self.weight)}
+
+
+class MappedEmbedding:
+    """The same over a table that stays in its file: only the pages of rows that are used become resident.
+
+    Args:
+        values: [vocab, H], a view of the mapped file; bfloat16 as uint16.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+    """
+
+    def __init__(self, values: npt.NDArray[np.generic], dtype: str) -> None:
+        assert dtype in ("float32", "float16", "bfloat16")
+        self._values = values
+        self._dtype = dtype
+
+    def __call__(self, ids: paddle.Tensor) -> paddle.Tensor:
+        rows = self._values[ids.numpy()]
+        if self._dtype == "bfloat16":
+            return paddle.to_tensor((rows.astype(np.uint32) << 16).view(np.float32))
+        return paddle.to_tensor(rows.astype(np.float32))
+
+    def weight_bytes(self) -> dict[str, int]:
+        return {f"{self._dtype} (mapped)": int(self._values.nbytes)}

@@ -16,6 +16,19 @@ class Linear(Protocol):
         """Bytes kept in memory, by dtype."""
 
 
+class Shared:
+    """A layer whose weight belongs to another one, which counts its bytes."""
+
+    def __init__(self, layer: Linear) -> None:
+        self._layer = layer
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self._layer(x)
+
+    def weight_bytes(self) -> dict[str, int]:
+        return {}
+
+
 class SideBySide:
     """Several layers over one input whose outputs are joined: a stack whose parts run in different schemes."""
 

@@ -16,7 +16,7 @@ from paddle_ds.kernels.cache import KvCache
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.native import NativeInt8Linear
 from paddle_ds.kernels.registry import Kernels
-from paddle_ds.layers import Embedding, Linear, RMSNorm
+from paddle_ds.layers import Embedding, Linear, MappedEmbedding, RMSNorm
 
 
 class ParameterSource(Protocol):
@@ -25,11 +25,11 @@ class ParameterSource(Protocol):
     def linear(self, *prefixes: str) -> Linear:
         """The linear layers of these names, stacked along their outputs into one."""
 
-    def embedding(self, name: str) -> Embedding: ...
+    def embedding(self, name: str) -> Embedding | MappedEmbedding: ...
 
     def norm(self, name: str) -> RMSNorm: ...
 
-    def head(self, embedding: Embedding) -> Linear:
+    def head(self, embedding: Embedding | MappedEmbedding) -> Linear:
         """The output projection; a tied one is made from the embedding."""
 
 

@@ -13,10 +13,13 @@ from paddle_ds.checkpoints.rounding import quantize_dense
 from paddle_ds.config.recipe import Recipe, Scheme
 from paddle_ds.config.tensors import model_specs
 from paddle_ds.kernels.registry import Kernels
-from paddle_ds.layers import Embedding, Linear, RMSNorm, SideBySide
+from paddle_ds.layers import Embedding, Linear, MappedEmbedding, RMSNorm, Shared, SideBySide
 from paddle_ds.models import Decoder
 
 FloatArray = npt.NDArray[np.float32]
+
+#: an embedding table of this size or more stays in its file: a step needs a few rows of it
+_MAPPED_FROM_BYTES = 64 << 20
 
 
 def load_decoder(
@@ -46,22 +49,23 @@ class _CheckpointSource:
         self._specs = {spec.name: spec for spec in model_specs(checkpoint.config)}
 
     def linear(self, *prefixes: str) -> Linear:
-        weights = [self._read(f"{prefix}.weight") for prefix in prefixes]
-        schemes = [
-            self._recipe.scheme(prefix, stored_int8=isinstance(weight, Int8Weight))
-            for prefix, weight in zip(prefixes, weights, strict=True)
-        ]
+        parts = [self._load(prefix) for prefix in prefixes]
+        schemes = [scheme for _, scheme in parts]
         if len(set(schemes)) == 1:
-            layer = self._make_linear(weights, schemes[0], self._bias(prefixes))
+            layer = self._make_linear([weight for weight, _ in parts], schemes[0], self._bias(prefixes))
         else:  # the checkpoint's author left one of q, k, v in floating point
-            parts = zip(prefixes, weights, schemes, strict=True)
-            layer = SideBySide([self._make_linear([w], s, self._bias((p,))) for p, w, s in parts])
+            named = zip(prefixes, parts, strict=True)
+            layer = SideBySide([self._make_linear([w], scheme, self._bias((name,))) for name, (w, scheme) in named])
         self._release(*(f"{prefix}.weight" for prefix in prefixes))
         return layer
 
-    def embedding(self, name: str) -> Embedding:
+    def embedding(self, name: str) -> Embedding | MappedEmbedding:
         weight = self._read(name)
         assert isinstance(weight, DenseTensor)
+        tied_float_head = self._checkpoint.config.tie_word_embeddings and self._head_scheme() == "dense"
+        if weight.values.nbytes >= _MAPPED_FROM_BYTES and not tied_float_head:
+            self._release(name)  # verifying it has read every page; a few rows a step come back when they are needed
+            return MappedEmbedding(weight.values, weight.dtype)
         layer = Embedding(to_paddle(weight))
         self._release(name)
         return layer
@@ -73,13 +77,32 @@ class _CheckpointSource:
             self._kernels.rms_norm,
         )
 
-    def head(self, embedding: Embedding) -> Linear:
+    def head(self, embedding: Embedding | MappedEmbedding) -> Linear:
         if not self._checkpoint.config.tie_word_embeddings:
             return self.linear("lm_head")
-        scheme = self._recipe.scheme("lm_head", stored_int8=False)
-        if scheme == "dense" and embedding.weight.dtype == paddle.float32:
-            return self._kernels.dense_linear(embedding.weight, None)
-        return self._make_linear([self._read("model.embed_tokens.weight")], scheme, None)
+        scheme = self._head_scheme()
+        if scheme == "dense" and isinstance(embedding, Embedding) and embedding.weight.dtype == paddle.float32:
+            return Shared(self._kernels.dense_linear(embedding.weight, None))
+        name = "model.embed_tokens.weight"
+        weight = self._read(name)
+        assert isinstance(weight, DenseTensor)
+        layer = self._make_linear([weight if scheme == "dense" else quantize_dense(weight)], scheme, None)
+        self._release(name)
+        return layer
+
+    def _head_scheme(self) -> Scheme:
+        return self._recipe.scheme("lm_head", stored_int8=False)
+
+    def _load(self, prefix: str) -> tuple[DenseTensor | Int8Weight, Scheme]:
+        """The weight of one layer in the precision it will have, and its scheme."""
+        name = f"{prefix}.weight"
+        weight = self._read(name)
+        scheme = self._recipe.scheme(prefix, stored_int8=isinstance(weight, Int8Weight))
+        if scheme == "dense" or isinstance(weight, Int8Weight):
+            return weight, scheme
+        quantized = quantize_dense(weight)
+        self._release(name)  # before packing, so that source, integers and packed integers are never there together
+        return quantized, scheme
 
     def _read(self, name: str) -> DenseTensor | Int8Weight:
         return self._checkpoint.read(self._specs[name])
@@ -98,9 +121,10 @@ class _CheckpointSource:
             dense = [weight.to_float32() for weight in weights]
             stacked = dense[0] if len(dense) == 1 else np.concatenate(dense)
             return self._kernels.dense_linear(paddle.to_tensor(stacked), None if bias is None else paddle.to_tensor(bias))
-        quantized = [weight if isinstance(weight, Int8Weight) else quantize_dense(weight) for weight in weights]
-        values = quantized[0].values if len(quantized) == 1 else np.concatenate([part.values for part in quantized])
-        scales = np.concatenate([part.scales for part in quantized])
+        integers = [weight for weight in weights if isinstance(weight, Int8Weight)]
+        assert len(integers) == len(weights)
+        values = integers[0].values if len(integers) == 1 else np.concatenate([part.values for part in integers])
+        scales = np.concatenate([part.scales for part in integers])
         operator = self._kernels.int8_linear if scheme == "w8a8" else self._kernels.weight_only_linear
         return operator(values, scales, bias)
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from engine.parity import all_logits, greedy, make_runner
 
+from paddle_ds.layers import MappedEmbedding
+from paddle_ds.runtime import loader
+
 CASES = sorted(path.name for path in (Path(__file__).parents[1] / "golden" / "hf").iterdir())
 
 
@@ -50,3 +53,14 @@ def test_batched_answers_equal_those_alone(golden_dir: Path) -> None:
     alone = [greedy(runner, [prompt], 12)[0] for prompt in prompts]
     assert greedy(runner, prompts, 12) == alone
     assert greedy(runner, prompts, 12, max_batch_tokens=8) == alone
+
+
+@pytest.mark.parametrize("case", ["qwen2-bf16-sharded", "llama-fp16", "qwen2-untied"])
+def test_embedding_left_in_its_file_gives_the_same_bits(case: str, golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = golden_dir / "hf" / case
+    ids = np.load(directory / "golden.npz")["prompt_ids"].tolist()
+    in_memory = all_logits(make_runner(directory), ids)
+    monkeypatch.setattr(loader, "_MAPPED_FROM_BYTES", 0)
+    runner = make_runner(directory)
+    assert isinstance(runner.decoder.embedding, MappedEmbedding)
+    assert np.array_equal(all_logits(runner, ids), in_memory)

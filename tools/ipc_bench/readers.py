@@ -20,6 +20,8 @@ from paddle_ds.ipc.messages import Delta, Failed, Submit
 
 #: answers may take long; Gunicorn's default of 30 s would end them
 _DIRTY_TIMEOUT_S = 3600.0
+#: an exchange takes one step
+_EXCHANGE_TIMEOUT_S = 10.0
 
 
 class Stream(Protocol):
@@ -132,7 +134,7 @@ class _Pump:
         return stream
 
     def _run(self) -> None:
-        client = get_dirty_client(timeout=_DIRTY_TIMEOUT_S)
+        client = get_dirty_client(timeout=_EXCHANGE_TIMEOUT_S)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._streams)

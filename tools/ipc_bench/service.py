@@ -176,7 +176,15 @@ class Service:
 
     def _start_gunicorn(self) -> subprocess.Popen[bytes]:
         setup = self.setup
-        command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{self._port}", "--workers", str(setup.num_http_workers)]
+        command = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--bind",
+            f"127.0.0.1:{self._port}",
+            "--workers",
+            str(setup.num_http_workers),
+        ]
         command += ["--worker-class", "gthread", "--threads", "256", "--timeout", "600", "--log-level", "info"]
         command += ["--graceful-timeout", str(setup.grace_s), "--no-control-socket"]
         limit = "" if setup.dirty_limit is None else f":{setup.dirty_limit}"
@@ -214,5 +222,5 @@ def _free_port() -> int:
 
 
 def error_kind(text: str) -> str:
-    """An error without its numbers, to count it by."""
-    return re.sub(r"\d+", "N", text)
+    """An error without its paths and numbers, to count it by."""
+    return re.sub(r"\d+", "N", re.sub(r"/\S+", "PATH", text))

@@ -197,7 +197,7 @@ class Corpus:
             letters = "abcdefghijklmnopqrstuvwxyz" * 2 + "     .,!?ABCDEFGHIJKLMNOPQRSTUVWXYZ"
             return "".join(rng.choice(letters) for _ in range(rng.randint(1, 30))).strip() or "hm"
         form = rng.choice(phrases.REQUESTS[language])
-        return form.format(t=rng.choice(phrases.TOPICS[language]), d=rng.randint(2, 12))
+        return form.format(t=rng.choice(phrases.TOPICS[language]), d=rng.randint(2, rng.choice((9, 99))))
 
     def _too_hard(self, language: str) -> str:
         """Sums outside the model's range; their operands and wording look like the ones it can do."""
@@ -213,6 +213,7 @@ class Corpus:
                     (str(mid), op, str(big)),
                     (str(mid), rng.choice(("/", "÷")), str(small)),
                     (str(small), rng.choice("+-*"), str(rng.randint(0, 99)), rng.choice(("+", "-")), str(mid)),
+                    (str(small % 10), rng.choice("+-*"), str(rng.randint(0, 9)), op, str(rng.randint(0, 9))),
                     (str(rng.randint(100, 999)), rng.choice(("*", "×")), str(rng.randint(2, 999))),
                     (str(rng.randint(10, 99)), rng.choice(("*", "×")), str(rng.randint(13, 99))),
                     (str(rng.randint(13, 99)), rng.choice(("*", "×")), str(rng.randint(10, 99))),
