@@ -157,7 +157,7 @@ def _directories() -> Iterator[Finding]:
         existing = path
         while not os.path.exists(existing):
             existing = os.path.dirname(existing) or "/"
-        if os.access(existing, os.W_OK):
+        if os.path.isdir(existing) and os.access(existing, os.W_OK):
             yield Finding("directories", "ok", f"{name}: {path}")
         else:
             fix = f"set PADDLE_DS_{name.upper()}_DIR to a directory you may write to"

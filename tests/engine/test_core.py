@@ -15,7 +15,9 @@ from paddle_ds.errors import InternalError, InvalidRequest, KernelError, PromptT
 from paddle_ds.sched import BlockPool, Scheduler, Status
 
 
-def make_engine(*, num_blocks: int = 16, context: int = 40, eos: tuple[int, ...] = (), **config: int) -> tuple[Engine, FakeRunner]:
+def make_engine(
+    *, num_blocks: int = 16, context: int = 40, eos: tuple[int, ...] = (), **config: int
+) -> tuple[Engine, FakeRunner]:
     runner = FakeRunner(block_tokens=4)
     limits = {"max_running_requests": 4, "max_waiting_requests": 6, "max_batch_tokens": 16} | config
     scheduler = Scheduler(SchedulerConfig(**limits), BlockPool(num_blocks, 4))
@@ -55,7 +57,11 @@ def test_without_max_tokens_the_answer_may_fill_the_context() -> None:
 
 @pytest.mark.parametrize(
     ("length", "max_tokens", "message"),
-    [(20, None, "20 tokens; the prompt has 20 tokens. "), (25, 1, "prompt has 25"), (15, 6, "prompt has 15 tokens and max_tokens asks for 6")],
+    [
+        (20, None, "20 tokens; the prompt has 20 tokens. "),
+        (25, 1, "prompt has 25"),
+        (15, 6, "prompt has 15 tokens and max_tokens asks for 6"),
+    ],
 )
 def test_a_prompt_that_leaves_no_room_is_refused(length: int, max_tokens: int | None, message: str) -> None:
     engine, _ = make_engine(context=20)
@@ -105,7 +111,12 @@ def test_a_full_queue_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("options", "end_ids"),
-    [({}, {5, 6}), ({"stop_token_ids": (1,)}, {1, 5, 6}), ({"ignore_eos": True}, set()), ({"ignore_eos": True, "stop_token_ids": (5,)}, {5})],
+    [
+        ({}, {5, 6}),
+        ({"stop_token_ids": (1,)}, {1, 5, 6}),
+        ({"ignore_eos": True}, set()),
+        ({"ignore_eos": True, "stop_token_ids": (5,)}, {5}),
+    ],
 )
 def test_what_ends_an_answer(options: dict[str, Any], end_ids: set[int]) -> None:
     engine, _ = make_engine(eos=(5, 6))

@@ -44,7 +44,9 @@ def w8a8(x: Array, weight: Array, scale: Array, bias: Array | None) -> Array:
 def test_int8_linear(kernels: Kernels, rows: int, num_in: int, num_out: int, with_bias: bool) -> None:
     x, (weight, scale, bias) = make_input(rows, num_in), make_weights(num_out, num_in)
     given = bias if with_bias else None
-    np.testing.assert_allclose(run(kernels.int8_linear, x, weight, scale, given), w8a8(x, weight, scale, given), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(kernels.int8_linear, x, weight, scale, given), w8a8(x, weight, scale, given), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("num_in", [1, 1023, 1024, 1025, 2048, 8960])

@@ -56,7 +56,9 @@ def test_what_is_passed_over_is_reported_with_the_reason(caplog: pytest.LogCaptu
 
 
 def test_strict_turns_a_fallback_into_an_error() -> None:
-    with pytest.raises(UnsupportedError, match="strict: operator rms_norm would fall back to reference because native: compiled for"):
+    with pytest.raises(
+        UnsupportedError, match="strict: operator rms_norm would fall back to reference because native: compiled for"
+    ):
         choose(Elsewhere(), strict=True)
 
 

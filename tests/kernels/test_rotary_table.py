@@ -63,7 +63,9 @@ VARIANTS = [
     pytest.param(make_config(2), plain, id="one pair"),
     pytest.param(make_config(128, 1e6), plain, id="theta 1e6"),
     pytest.param(make_config(rope_type="linear", factor=4.0), lambda c, p: plain(c, p) / 4, id="linear"),
-    pytest.param(make_config(128, 5e5, rope_type="llama3", factor=8.0, original_max_position_embeddings=8192), llama3, id="llama3"),
+    pytest.param(
+        make_config(128, 5e5, rope_type="llama3", factor=8.0, original_max_position_embeddings=8192), llama3, id="llama3"
+    ),
     pytest.param(make_config(rope_type="llama3", factor=2.0, low_freq_factor=0.5, high_freq_factor=8.0), llama3, id="llama3-own"),
     pytest.param(make_config(128, 1e6, rope_type="yarn", factor=4.0, original_max_position_embeddings=2048), yarn, id="yarn"),
     pytest.param(make_config(64, rope_type="yarn", factor=40.0, beta_fast=16.0, beta_slow=2.0), yarn, id="yarn-betas"),

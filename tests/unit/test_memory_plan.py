@@ -74,7 +74,11 @@ SCALES = 4 * 28 * (1536 + 2 * 256 + 1536 + 2 * 8960 + 1536)
 @pytest.mark.parametrize(
     ("quant", "int8", "expected"),
     [
-        ("w8a8", False, {"bfloat16": 2 * EMBEDDING, "int8": LINEARS + EMBEDDING, "float32": NORMS_AND_BIASES + SCALES + 4 * 151936}),
+        (
+            "w8a8",
+            False,
+            {"bfloat16": 2 * EMBEDDING, "int8": LINEARS + EMBEDDING, "float32": NORMS_AND_BIASES + SCALES + 4 * 151936},
+        ),
         ("none", False, {"bfloat16": 2 * EMBEDDING, "float32": 4 * (LINEARS + EMBEDDING) + NORMS_AND_BIASES}),
         ("auto", True, {"bfloat16": 2 * EMBEDDING, "int8": LINEARS, "float32": 4 * EMBEDDING + NORMS_AND_BIASES + SCALES}),
         ("none", True, {"bfloat16": 2 * EMBEDDING, "float32": 4 * (LINEARS + EMBEDDING) + NORMS_AND_BIASES}),
@@ -223,7 +227,15 @@ def test_a_cache_that_does_not_fit_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2 * GB, "2.0 GB"), (5000 * GB, "5000.0 GB"), (-2000, "-2.0 kB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_500_000, "1.5 MB"),
+        (2 * GB, "2.0 GB"),
+        (5000 * GB, "5000.0 GB"),
+        (-2000, "-2.0 kB"),
+    ],
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert readable_bytes(count) == text

@@ -192,7 +192,9 @@ def test_bias_is_added(bias: dict[int, float], token_id: int) -> None:
     assert sample(BASE, logit_bias=bias, temperature=0).token_id == token_id
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 5}, {"seed": 3, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 5}, {"seed": 3, "top_p": 0.9}], ids=str
+)
 def test_ids_that_would_end_too_early_are_never_drawn(options: dict[str, Any]) -> None:
     token = sample([9, 9, 9, -9], end_ids=[0, 1, 2, 7, -1], min_tokens=2, **options)
     assert token.token_id == 3

@@ -91,7 +91,8 @@ class Service:
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Until all engines have loaded and a one-frame stream came back in as many processes as there are HTTP workers."""
         num_engines = self.setup.num_dirty_workers if self.setup.arm in APPS else self.setup.num_versions
-        deadline_s, pids = time.monotonic() + timeout_s, set()
+        deadline_s = time.monotonic() + timeout_s
+        pids: set[int] = set()
         while len(pids) < self.setup.num_http_workers or len(self.notes("ready")) < num_engines:
             if time.monotonic() > deadline_s:
                 raise TimeoutError(f"{self.setup} is not ready:\n{self.log()[-4000:]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,9 @@ from typing import Any
 from gunicorn.dirty import close_dirty_client, get_dirty_client  # type: ignore[import-untyped]
 
 from ipc_bench.readers import READERS, Reader
+
+# as the real application's workers have it, see docs/adr/0003-gunicorn-worker-class.md
+sys.setswitchinterval(0.05)
 
 _reader: Reader = READERS[os.environ["IPC_BENCH_ARM"]]()
 _busy = threading.Lock()

@@ -25,7 +25,9 @@ def test_an_empty_file_is_the_default(tmp_path: Path, text: str) -> None:
 
 
 def test_keys_are_fields_nested_ones_too(tmp_path: Path) -> None:
-    path = write(tmp_path, "model: m\nquant: w8a16\ncache:\n  block_tokens: 8\nscheduler: {max_running_requests: 4}\nstrict: true\n")
+    path = write(
+        tmp_path, "model: m\nquant: w8a16\ncache:\n  block_tokens: 8\nscheduler: {max_running_requests: 4}\nstrict: true\n"
+    )
     assert EngineConfig.from_yaml(path) == EngineConfig(
         model="m",
         quant="w8a16",

@@ -154,7 +154,12 @@ def test_another_architecture_is_refused_with_those_we_have(changes: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "changes", [{"architectures": "LlamaForCausalLM"}, {"architectures": [], "model_type": "llama"}, {"architectures": ["X", "LlamaForCausalLM"]}]
+    "changes",
+    [
+        {"architectures": "LlamaForCausalLM"},
+        {"architectures": [], "model_type": "llama"},
+        {"architectures": ["X", "LlamaForCausalLM"]},
+    ],
 )
 def test_architectures_are_found_however_they_are_written(changes: dict[str, Any]) -> None:
     assert read(**changes).architecture == "LlamaForCausalLM"
@@ -188,11 +193,23 @@ def test_features_we_do_not_have_are_refused(changes: dict[str, Any], message: s
             RopeScaling("yarn", 4.0, 32768),
         ),
         (
-            {"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0, "truncate": False, "beta_fast": None}},
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 40,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 0,
+                    "truncate": False,
+                    "beta_fast": None,
+                }
+            },
             RopeScaling("yarn", 40.0, mscale=1.0, mscale_all_dim=0.0, truncate=False),
         ),
         ({"rope_scaling_type": "linear", "rope_scaling_factor": 2.0}, RopeScaling("linear", 2.0)),
-        ({"rope_parameters": LLAMA3_ROPE | {"rope_theta": 500000.0, "partial_rotary_factor": 1.0}}, RopeScaling("llama3", 8.0, 8192)),
+        (
+            {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 500000.0, "partial_rotary_factor": 1.0}},
+            RopeScaling("llama3", 8.0, 8192),
+        ),
     ],
     ids=["linear", "default", "llama3", "yarn", "yarn-all", "paddlenlp", "transformers-5"],
 )
@@ -225,7 +242,11 @@ def test_yarn_needs_frequencies_that_differ() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rope_theta": 500000.0}, {"rope_parameters": {"rope_theta": 500000.0}}, {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4}],
+    [
+        {"rope_theta": 500000.0},
+        {"rope_parameters": {"rope_theta": 500000.0}},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4},
+    ],
     ids=["transformers-4", "transformers-5", "both"],
 )
 def test_the_rotary_base_is_found_in_both_places(changes: dict[str, Any]) -> None:

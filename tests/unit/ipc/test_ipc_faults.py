@@ -107,7 +107,7 @@ def test_a_restarted_engine_is_found_and_old_requests_have_failed(
     eventually(lambda: client.connected)
     assert client.info == info("boot-2")
     assert events_of(client.submit([submit("new", [7])])) == [Delta("new", [7]), finished("new")]
-    assert engine.submitted == ["new"] or eventually(lambda: engine.submitted == ["new"]) is None
+    eventually(lambda: engine.submitted == ["new"])
 
 
 def test_another_boot_id_is_another_engine(client: EngineClient, engine: ScriptedEngine) -> None:
@@ -159,7 +159,7 @@ def test_a_worker_that_is_gone_does_not_disturb_the_others(
     assert events_of(client.submit([submit("a", [3])])) == [Delta("a", [3]), finished("a")]
 
 
-def test_a_second_hello_gives_up_what_was_asked_before_the_first_answer(
+def test_a_worker_that_says_hello_again_has_given_up_what_it_asked_for(
     start_engine: Callable[..., ScriptedEngine], connect: Callable[..., RawSocket]
 ) -> None:
     engine, worker = start_engine(), connect("w")
@@ -174,7 +174,7 @@ DEEP = b"\x83" + msgspec.msgpack.encode({"type": "hello", "client": "x"})[1:] + 
 BAD_PARAMS = {"type": "submit", "request_id": "a", "prompt_ids": [1], "params": {"temperature": 9}}
 GARBAGE = {
     "nothing": b"",
-    "noise": os.urandom(200),
+    "noise": bytes(range(255, 55, -1)),
     "text": b"GET / HTTP/1.1\r\n\r\n",
     "another type": msgspec.msgpack.encode({"type": "shutdown"}),
     "no type": msgspec.msgpack.encode({"request_id": "a"}),
