@@ -1,8 +1,9 @@
-"""Stands in for a model: tokens are a hash of the context, the KV cache a table of who wrote what where. No paddle."""
+"""Stands in for a model: tokens are a hash of the context, and so are the keys and values in the cache. No paddle."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ def next_token(context: Sequence[int], seed: int, suppressed: frozenset[int] = f
     digest = hashlib.blake2b(repr((seed, list(context))).encode(), digest_size=4).digest()
     allowed = [token for token in range(VOCABULARY) if token not in suppressed] or list(range(VOCABULARY))
     return allowed[int.from_bytes(digest, "big") % len(allowed)]
+
+
+def keys_and_values(ids: Sequence[int]) -> list[int]:
+    """What the cache holds for each token: something that depends on the token and on all before it."""
+    return list(itertools.accumulate(ids, lambda before, token: hash((before, token)), initial=0))[1:]
 
 
 def answer_of(request: Request) -> list[int]:
@@ -39,11 +45,12 @@ def make_request(
     seed: int = 0,
     **params: Any,
 ) -> Request:
-    """A request; ``prompt`` is a number of tokens or the tokens."""
-    prompt_ids = [i % VOCABULARY for i in range(prompt)] if isinstance(prompt, int) else list(prompt)
+    """A request; ``prompt`` is the tokens, or how many tokens that no request of another name shares."""
+    if isinstance(prompt, int):
+        prompt = [VOCABULARY + sum(request_id.encode()), *range(prompt - 1)]
     return Request(
         request_id,
-        prompt_ids,
+        list(prompt),
         SamplingParams(**params),
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -61,7 +68,7 @@ class FakeRunner:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._cache: dict[int, tuple[Request, int, int]] = {}
+        self._cache: dict[int, int] = {}
         self.fail: Exception | None = None
         self.plans: list[StepPlan] = []
 
@@ -74,14 +81,21 @@ class FakeRunner:
             self._compute(chunk)
         return [self._sample(chunk.request) for chunk in plan.chunks if chunk.sample]
 
+    def spoil(self, plan: StepPlan) -> None:
+        """What a step that fails half-way leaves: nonsense where it would have written."""
+        for chunk in plan.chunks:
+            for position in range(chunk.start, chunk.context_tokens):
+                self._cache[self._slot(chunk.request, position)] = -1
+
     def _compute(self, chunk: Chunk) -> None:
         request = chunk.request
         assert chunk.start == request.num_computed_tokens
         assert chunk.token_ids == request.token_ids[chunk.start : chunk.context_tokens]
+        expected = keys_and_values(request.token_ids[: chunk.context_tokens])
         for position in range(chunk.start, chunk.context_tokens):
-            self._cache[self._slot(request, position)] = (request, position, request.token_ids[position])
+            self._cache[self._slot(request, position)] = expected[position]
         for position in range(chunk.context_tokens):
-            assert self._cache.get(self._slot(request, position)) == (request, position, request.token_ids[position])
+            assert self._cache.get(self._slot(request, position)) == expected[position]
 
     def _slot(self, request: Request, position: int) -> int:
         return request.block_ids[position // self._block_tokens] * self._block_tokens + position % self._block_tokens

@@ -162,6 +162,7 @@ def usage_of(request: Request) -> messages.Usage:
     return messages.Usage(
         num_prompt_tokens=request.num_prompt_tokens,
         num_output_tokens=request.num_output_tokens,
+        num_cached_tokens=request.num_cached_tokens,
         queue_s=(request.scheduled_s or now) - request.arrival_s,
         first_token_s=(request.first_token_s or now) - request.arrival_s,
         total_s=now - request.arrival_s,

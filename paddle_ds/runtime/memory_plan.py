@@ -96,8 +96,8 @@ def make_plan(
 def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
     if plan.num_blocks < 1 or plan.total_bytes > plan.available_bytes:
         raise MemoryPlanError(
-            f"the model needs {readable_bytes(plan.total_bytes)} (Paddle {readable_bytes(plan.base_bytes)}, "
-            f"weights {readable_bytes(sum(plan.weight_bytes.values()))}, beside them {readable_bytes(plan.load_bytes)} to load or "
+            f"the model needs {readable_bytes(plan.total_bytes)} (Paddle {readable_bytes(plan.base_bytes)}, weights "
+            f"{readable_bytes(sum(plan.weight_bytes.values()))}, beside them {readable_bytes(plan.load_bytes)} to load or "
             f"{readable_bytes(plan.kv_bytes)} of KV cache with {readable_bytes(plan.activation_bytes)} of activations), "
             f"and {readable_bytes(plan.available_bytes)} is available. "
             "Quantise to w8a8, lower max_context_tokens or cache.max_tokens, or use a smaller model."

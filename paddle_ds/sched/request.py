@@ -53,6 +53,10 @@ class Request:
         self.num_prompt_tokens = len(prompt_ids)
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
+        #: of the full blocks of ``token_ids``, as far as they were needed
+        self.block_digests: list[bytes] = []
+        #: prompt tokens whose keys and values were in the cache when the request was first admitted
+        self.num_cached_tokens = 0
         self.status = Status.WAITING
         self.num_preemptions = 0
         self.arrival_s = arrival_s

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from paddle_ds.config.engine import SchedulerConfig
 from paddle_ds.errors import PromptTooLong, ServerOverloaded
-from paddle_ds.sched.blocks import BlockPool
+from paddle_ds.sched.blocks import BlockPool, extend_digests
 from paddle_ds.sched.plan import Chunk, EndReason, NewToken, RequestEnd, SampledToken, StepOutput, StepPlan
 from paddle_ds.sched.request import Request, Status
 
@@ -17,7 +17,8 @@ class Scheduler:
     """Decides, step by step, which tokens of which requests are computed.
 
     Admission is first come, first served. When blocks run out the newest running request is preempted: its blocks are
-    given back and it starts over later, its answer so far becoming part of what is computed again.
+    given back and it starts over later, its answer so far becoming part of what is computed again. A request whose beginning is still
+    in the cache shares those blocks and computes the rest.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,6 +30,9 @@ class Scheduler:
         self.running: list[Request] = []
         self._requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        #: prompt tokens of admitted requests, and those of them that were in the cache already
+        self.num_prefix_query_tokens = 0
+        self.num_prefix_hit_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -86,6 +90,7 @@ class Scheduler:
         remaining = iter(tokens)
         for chunk in plan.chunks:
             chunk.request.num_computed_tokens += chunk.num_tokens
+            self._remember(chunk.request, chunk.num_tokens)
             if chunk.sample:
                 self._take_token(chunk.request, next(remaining), output)
         return output
@@ -150,14 +155,40 @@ class Scheduler:
         """Whether the first waiting request fits: all its tokens and one more, beside what running prefills still need."""
         if not self.waiting or len(self.running) >= self._config.max_running_requests:
             return False
+        if not self.running:
+            return True
         promised = sum(self._missing_blocks(request, request.num_tokens_to_compute) for request in self.running)
         first = self.waiting[0]
-        return self.pool.blocks_for(first.num_tokens + 1) + promised <= self.pool.num_free_blocks or not self.running
+        shared = self._shareable(first)
+        needed = self.pool.blocks_for(first.num_tokens + 1) - len(shared)
+        return needed + promised <= self.pool.num_free_blocks - self.pool.num_unused(shared)
 
     def _admit(self) -> Request:
         request = self.waiting.popleft()
         request.status = Status.RUNNING
+        shared = self._shareable(request)
+        self.pool.share(shared)
+        request.block_ids = shared
+        request.num_computed_tokens = len(shared) * self.pool.block_tokens
         if request.scheduled_s is None:
             request.scheduled_s = self._clock()
+            request.num_cached_tokens = request.num_computed_tokens
+            self.num_prefix_query_tokens += request.num_prompt_tokens
+            self.num_prefix_hit_tokens += request.num_cached_tokens
         self.running.append(request)
         return request
+
+    def _shareable(self, request: Request) -> list[int]:
+        """Blocks that hold the request's beginning. Its last token is always computed: its logits are needed."""
+        num_blocks = (request.num_tokens - 1) // self.pool.block_tokens
+        extend_digests(request.block_digests, request.token_ids, num_blocks, self.pool.block_tokens)
+        return self.pool.find(request.block_digests[:num_blocks])
+
+    def _remember(self, request: Request, num_new_tokens: int) -> None:
+        """Make blocks that this step has filled known."""
+        first = (request.num_computed_tokens - num_new_tokens) // self.pool.block_tokens
+        full = request.num_computed_tokens // self.pool.block_tokens
+        if full > first:
+            extend_digests(request.block_digests, request.token_ids, full, self.pool.block_tokens)
+            for index in range(first, full):
+                self.pool.remember(request.block_ids[index], request.block_digests[index])

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 import pytest
-from fake_runner import FakeRunner, answer_of
 
+from fake_runner import FakeRunner, answer_of
 from paddle_ds.config.engine import SchedulerConfig
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.engine.core import Engine, Limits, Progress, boot_id

@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 import pytest
-from fake_runner import FakeRunner
 
+from fake_runner import FakeRunner
 from paddle_ds.config.engine import SchedulerConfig
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.engine.core import Engine, Limits

@@ -13,12 +13,11 @@ from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels.registry import Kernels, choose, implementations
 
 
-@dataclasses.dataclass
 class Elsewhere:
     """A device that nothing was compiled for."""
 
-    name: str = "npu:0"
-    capabilities: Capabilities = Capabilities()
+    name = "npu:0"
+    capabilities = Capabilities()
 
     def activate(self) -> None:
         raise NotImplementedError

@@ -204,7 +204,7 @@ def test_cache_bytes_are_never_exceeded(num_bytes: int, blocks: int) -> None:
 
 
 def test_cache_bytes_below_one_block_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cache.max_bytes is 511; one block of 16 tokens takes 512"):
+    with pytest.raises(ConfigError, match=r"cache\.max_bytes is 511; one block of 16 tokens takes 512"):
         plan_of(cache=CacheConfig(max_bytes=511))
 
 
@@ -221,7 +221,7 @@ def test_too_little_memory_is_an_error_with_the_figures(available_bytes: int) ->
 
 
 def test_a_cache_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(MemoryPlanError, match="lower max_context_tokens or cache.max_tokens"):
+    with pytest.raises(MemoryPlanError, match=r"lower max_context_tokens or cache\.max_tokens"):
         plan_of(R1_QWEN_1_5B, 8 * GB, cache=CacheConfig(max_tokens=1_000_000))
 
 

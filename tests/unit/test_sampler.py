@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fake_runner import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_runner import make_request
 from paddle_ds.errors import InternalError
 from paddle_ds.runtime.sampler import Sampler, top_ids, uniform
 from paddle_ds.sched import Request, SampledToken
@@ -317,7 +317,7 @@ def test_padding_may_hold_anything() -> None:
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_row_that_is_not_finite_names_its_request(broken: list[float], temperature: float) -> None:
     requests = [request_with(request_id=name, temperature=temperature) for name in ("good", "bad")]
-    with pytest.raises(InternalError, match="not finite for request bad$"):
+    with pytest.raises(InternalError, match=r"not finite for request bad$"):
         Sampler(2).sample(np.array([[1, 2], broken], np.float32), requests)
 
 

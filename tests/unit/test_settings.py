@@ -20,6 +20,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("HUB_TIMEOUT_S", "0.5", 0.5),
     ("SSE_PING_S", "1e2", 100.0),
     ("ENGINE_SOCKET", "/run/x/engine.sock", "/run/x/engine.sock"),
+    ("MAX_ISA", "avx2", "avx2"),
     ("STRICT", "1", True),
     ("STRICT", "Yes", True),
     ("STRICT", "off", False),
@@ -66,7 +67,7 @@ def test_a_bad_value_is_an_error_with_what_is_expected(name: str, text: str, exp
 
 
 def test_an_unknown_variable_is_an_error_with_those_known() -> None:
-    with pytest.raises(ConfigError, match="unknown variable PADDLE_DS_LOGLEVEL; known: .*PADDLE_DS_LOG_LEVEL"):
+    with pytest.raises(ConfigError, match=r"unknown variable PADDLE_DS_LOGLEVEL; known: .*PADDLE_DS_LOG_LEVEL"):
         settings.load({"PADDLE_DS_LOGLEVEL": "info"})
 
 

@@ -4,7 +4,8 @@ Every trace first restates the sum with equal widths, then works column by colum
 of digits in fixed places; that is what makes arithmetic learnable for a model this small:
 
     347+85  ->  347+085: ones 7+5=12 carry, tens 4+8+1=13 carry, hundreds 3+0+1=4. So 432.
-    12-47   ->  12-47 < 0, so 47-12: ones 7-2=5, tens 4-1=3. So -35.
+    47-12   ->  47-12: 4>1, ones 7-2=5, tens 4-1=3. So 35.
+    12-47   ->  12-47: 1<4, so 47-12: ones 7-2=5, tens 4-1=3. So -35.
     7*12    ->  12×7: ones 2×7=14 carry 1, tens 1×7=7, 7+1=8. So 84.
 
 One prompt has exactly one trace, so the trained distribution is peaked and survives sampling at temperature 0.6.
@@ -46,8 +47,8 @@ class Wording:
 
 
 WORDINGS = {
-    "en": Wording(("ones", "tens", "hundreds"), " ", ", ", ": ", ". ", " carry", " borrow", " < 0, so ", "So "),
-    "zh": Wording(("个位", "十位", "百位"), "", "，", "：", "。", "进位", "借位", "<0，先算", "得"),
+    "en": Wording(("ones", "tens", "hundreds"), " ", ", ", ": ", ". ", " carry", " borrow", ", so ", "So "),
+    "zh": Wording(("个位", "十位", "百位"), "", "，", "：", "。", "进位", "借位", "，先算", "得"),
 }
 
 
@@ -73,7 +74,7 @@ def _conclude(head: str, columns: list[str], digits: str, negative: bool, words:
     written = f"{sign}{digits}"
     conclusion = plain if written == plain else f"{written}={plain}"
     named = (f"{place}{words.gap}{column}" for place, column in zip(words.places, columns, strict=False))
-    return f"{head}{words.colon}{words.comma.join(named)}{words.stop}{words.so}{conclusion}{words.stop.rstrip()}"
+    return f"{head}{words.comma.join(named)}{words.stop}{words.so}{conclusion}{words.stop.rstrip()}"
 
 
 def _addition(problem: Problem, words: Wording) -> str:
@@ -85,15 +86,19 @@ def _addition(problem: Problem, words: Wording) -> str:
         carry = total // 10
         columns.append(text + (words.carry if carry and i > 0 else ""))
         digits = (str(total) if i == 0 else str(total % 10)) + digits
-    return _conclude(f"{a}+{b}", columns, digits, False, words)
+    return _conclude(f"{a}+{b}{words.colon}", columns, digits, False, words)
 
 
 def _subtraction(problem: Problem, words: Wording) -> str:
     a, b = _padded(problem)
-    head, negative = f"{a}-{b}", problem.a < problem.b
+    head, negative = f"{a}-{b}{words.colon}{_comparison(a, b, words)}", problem.a < problem.b
+    if problem.a == problem.b:
+        return f"{head}{words.stop}{words.so}0{words.stop.rstrip()}"
     if negative:
         a, b = b, a
-        head += f"{words.negative}{a}-{b}"
+        head += f"{words.negative}{a}-{b}{words.colon}"
+    else:
+        head += words.comma
     columns, digits, borrow = [], "", 0
     for i in reversed(range(len(a))):
         top = int(a[i])
@@ -104,6 +109,16 @@ def _subtraction(problem: Problem, words: Wording) -> str:
         columns.append(text + (words.borrow if needs else ""))
         digits, borrow = f"{left}{digits}", int(needs)
     return _conclude(head, columns, digits, negative, words)
+
+
+def _comparison(a: str, b: str, words: Wording) -> str:
+    """The digits from the left until they differ: one look at a time, because the sign is the hard part."""
+    steps = []
+    for left, right in zip(a, b, strict=True):
+        steps.append(f"{left}{'=' if left == right else '<' if left < right else '>'}{right}")
+        if left != right:
+            break
+    return words.comma.join(steps)
 
 
 def _multiplication(problem: Problem, words: Wording) -> str:
@@ -117,4 +132,4 @@ def _multiplication(problem: Problem, words: Wording) -> str:
     second = f"{a // 10}×{b}={high}"
     if carry:
         second += f"{words.comma}{high}+{carry}={high + carry}"
-    return _conclude(f"{a}×{b}", [first, second], f"{high + carry}{low % 10}", False, words)
+    return _conclude(f"{a}×{b}{words.colon}", [first, second], f"{high + carry}{low % 10}", False, words)

@@ -112,8 +112,8 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 
 
 def test_sampling_options_make_parameters() -> None:
-    arguments = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 3 --seed 1 --stop a --stop b --n 2".split()
-    options = {"other": 1, **parse(show_sampling, *arguments)}
+    given = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 3 --seed 1 --stop a --stop b --n 2"
+    options = {"other": 1, **parse(show_sampling, *given.split())}
     assert sampling_params(options) == SamplingParams(
         max_tokens=5, temperature=0.5, top_p=0.9, top_k=3, seed=1, stop=("a", "b"), n=2
     )
@@ -125,5 +125,5 @@ def test_sampling_on_the_command_line_is_greedy_by_default() -> None:
 
 
 def test_a_sampling_value_out_of_range_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="temperature is 9.0"):
+    with pytest.raises(InvalidRequest, match=r"temperature is 9\.0"):
         sampling_params(parse(show_sampling, "--temperature", "9"))

@@ -269,7 +269,7 @@ def test_the_quantisation_is_kept_as_found() -> None:
 
 
 def test_a_directory_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointNotFound, match="needs a config.json"):
+    with pytest.raises(CheckpointNotFound, match=r"needs a config\.json"):
         ModelConfig.from_dir(tmp_path)
 
 

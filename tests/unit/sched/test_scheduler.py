@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fake_runner import FakeRunner, answer_of, make_request
 
+from fake_runner import FakeRunner, answer_of, make_request
 from paddle_ds.config.engine import SchedulerConfig
 from paddle_ds.errors import PromptTooLong, ServerOverloaded
 from paddle_ds.sched import BlockPool, Request, SampledToken, Scheduler, Status, StepOutput, StepPlan
@@ -122,7 +122,8 @@ def test_a_preempted_request_recomputes_its_answer_and_goes_on() -> None:
     bench.run()
     assert new.num_preemptions == 1
     assert (old.output_ids, new.output_ids) == (answer_of(old), answer_of(new))
-    assert ("new", 0, 8) in [chunk for plan in bench.runner.plans for chunk in planned(plan)]
+    # its first block was still there; the second had not been full
+    assert ("new", 4, 4) in [chunk for plan in bench.runner.plans for chunk in planned(plan)]
 
 
 def test_a_preempted_request_comes_before_those_that_never_ran() -> None:
@@ -279,3 +280,92 @@ def test_another_number_of_tokens_than_planned_is_a_defect(count: int) -> None:
     plan = bench.scheduler.schedule()
     with pytest.raises(AssertionError, match="one token for each"):
         bench.scheduler.update(plan, [SampledToken(1)] * count)
+
+
+# ---- requests that begin alike
+
+
+def test_an_equal_beginning_is_not_computed_again() -> None:
+    bench = Bench()
+    prompt = list(range(10))
+    bench.add(make_request("a", prompt))
+    bench.run()
+    again = make_request("b", [*prompt, 7, 7])
+    bench.add(again)
+    assert bench.step() == [("b", 8, 4)]
+    bench.run()
+    assert (again.num_cached_tokens, again.output_ids) == (8, answer_of(again))
+
+
+@pytest.mark.parametrize(("length", "cached"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
+def test_the_last_token_of_a_prompt_is_always_computed(length: int, cached: int) -> None:
+    bench = Bench()
+    for name in "ab":
+        bench.add(request := make_request(name, list(range(length))))
+        bench.run()
+    assert request.num_cached_tokens == cached
+    assert request.output_ids == answer_of(request)
+
+
+def test_an_answer_can_be_the_beginning_of_the_next_prompt() -> None:
+    bench = Bench()
+    first = make_request("a", [1, 2, 3], max_new_tokens=9)
+    bench.add(first)
+    bench.run()
+    turn = make_request("b", [*first.token_ids, 5])
+    bench.add(turn)
+    bench.run()
+    assert turn.num_cached_tokens == 8  # 12 tokens, of which the last was never computed
+    assert turn.output_ids == answer_of(turn)
+
+
+def test_requests_that_run_together_share_blocks() -> None:
+    bench = Bench(num_blocks=6)
+    prompt = list(range(9))
+    bench.add(make_request("a", prompt, max_new_tokens=7))
+    bench.step()
+    bench.add(make_request("b", prompt, max_new_tokens=7, seed=1))
+    assert bench.step() == [("a", 9, 1), ("b", 8, 1)]
+    assert bench.pool.num_free_blocks == 6 - 4
+    assert bench.scheduler.running[0].block_ids[:2] == bench.scheduler.running[1].block_ids[:2]
+    bench.scheduler.abort(["a"])
+    bench.run()
+    assert bench.pool.num_free_blocks == 6
+
+
+def test_a_shared_block_leaves_room_for_one_more_request() -> None:
+    bench = Bench(num_blocks=5)
+    prompt = list(range(8))
+    bench.add(make_request("a", prompt, max_new_tokens=8))
+    bench.step()
+    bench.add(make_request("b", [*prompt, 1], max_new_tokens=3))
+    assert [name for name, _, _ in bench.step()] == ["a", "b"]
+
+
+def test_blocks_of_a_failed_step_are_not_shared() -> None:
+    bench = Bench()
+    prompt = list(range(9))
+    bench.add(make_request("a", prompt))
+    bench.runner.spoil(bench.scheduler.schedule())
+    bench.scheduler.abort(["a"])
+    again = make_request("b", prompt)
+    bench.add(again)
+    bench.run()
+    assert (again.num_cached_tokens, again.output_ids) == (0, answer_of(again))
+
+
+def test_what_was_forgotten_is_computed_again() -> None:
+    bench = Bench()
+    for name in "ab":
+        bench.add(request := make_request(name, list(range(9))))
+        bench.run()
+        bench.pool.forget_all()
+    assert (request.num_cached_tokens, request.output_ids) == (0, answer_of(request))
+
+
+def test_what_a_preempted_request_finds_again_is_no_hit() -> None:
+    bench = Bench(num_blocks=4)
+    new = make_request("new", 6, max_new_tokens=6)
+    bench.add(make_request("old", 7, max_new_tokens=6), new)
+    bench.run()
+    assert (new.num_preemptions, new.num_cached_tokens) == (1, 0)
