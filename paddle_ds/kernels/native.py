@@ -38,7 +38,14 @@ class Library:
         core.load_op_meta_info_and_register_op(str(path))
         self._run: Any = core.eager._run_custom_op
         self._c = ctypes.CDLL(str(path))
-        for name in ("pds_pack_linear", "pds_linear_bytes", "pds_linear_implementation", "pds_new_decoder", "pds_add_layer"):
+        for name in (
+            "pds_pack_linear",
+            "pds_pack_weight_only",
+            "pds_linear_bytes",
+            "pds_linear_implementation",
+            "pds_new_decoder",
+            "pds_add_layer",
+        ):
             getattr(self._c, name).restype = ctypes.c_int64
         for name in ("pds_last_error", "pds_vector_isa"):
             getattr(self._c, name).restype = ctypes.c_char_p
@@ -100,8 +107,12 @@ def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p | None:
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
 
 
-class NativeInt8Linear:
-    """W8A8 layer on oneDNN; same contract as ``int8_linear.ReferenceInt8Linear``."""
+class _PackedLinear:
+    """A layer whose weights live in the library; subclasses name the functions that pack, free and run it."""
+
+    _pack: str
+    _free: str
+    _operator: str
 
     def __init__(self, weight: Int8Array, weight_scale: FloatArray, bias: FloatArray | None) -> None:
         self._library = library()
@@ -109,13 +120,27 @@ class NativeInt8Linear:
         arrays = np.ascontiguousarray(weight), np.ascontiguousarray(weight_scale, np.float32)
         bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         sizes = ctypes.c_int64(self.num_out), ctypes.c_int64(self.num_in)
-        self.handle = self._library.call("pds_pack_linear", *map(_pointer, (*arrays, bias)), *sizes)
-        self._small_bytes = 4 * self.num_out * (2 + (bias is not None))
-        self._packed_bytes = self._library.call("pds_linear_bytes", ctypes.c_int64(self.handle))
-        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_linear", self.handle)
+        self.handle = self._library.call(self._pack, *map(_pointer, (*arrays, bias)), *sizes)
+        self._num_small = self.num_out * (1 + (bias is not None))
+        self._finalizer = weakref.finalize(self, self._library.release, self._free, self.handle)
 
     def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._library.run("pds_int8_linear", x, self.handle)[0]
+        return self._library.run(self._operator, x, self.handle)[0]
+
+
+class NativeWeightOnlyLinear(_PackedLinear):
+    """W8A16 layer; same contract as ``weight_only_linear.ReferenceWeightOnlyLinear``."""
+
+    _pack, _free, _operator = "pds_pack_weight_only", "pds_free_weight_only", "pds_weight_only_linear"
+
+    def weight_bytes(self) -> dict[str, int]:
+        return {"int8": self.num_out * self.num_in, "float32": 4 * self._num_small}
+
+
+class NativeInt8Linear(_PackedLinear):
+    """W8A8 layer on oneDNN; same contract as ``int8_linear.ReferenceInt8Linear``."""
+
+    _pack, _free, _operator = "pds_pack_linear", "pds_free_linear", "pds_int8_linear"
 
     def give_away(self) -> int:
         """The handle, for a decoder that takes the layer over; this object must not be called afterwards."""
@@ -123,7 +148,8 @@ class NativeInt8Linear:
         return self.handle
 
     def weight_bytes(self) -> dict[str, int]:
-        return {"int8": self._packed_bytes, "float32": self._small_bytes}
+        packed = self._library.call("pds_linear_bytes", ctypes.c_int64(self.handle))
+        return {"int8": packed, "float32": 4 * self._num_small, "int32": 4 * self.num_out}
 
     @property
     def implementation(self) -> str:

@@ -93,7 +93,7 @@ _TABLE: dict[str, list[Implementation]] = {
         Attention(paged_attention.make_cache, paged_attention.kv_write, paged_attention.attend),
     ),
     "int8_linear": _rows(native.NativeInt8Linear, int8_linear.ReferenceInt8Linear),
-    "weight_only_linear": [Implementation(REFERENCE, weight_only_linear.ReferenceWeightOnlyLinear)],
+    "weight_only_linear": _rows(native.NativeWeightOnlyLinear, weight_only_linear.ReferenceWeightOnlyLinear),
     "dense_linear": [Implementation(REFERENCE, dense_linear.ReferenceDenseLinear)],
     "fused_decoder": _rows(native.FusedDecoder, None),
 }

@@ -17,8 +17,8 @@ class Scheduler:
     """Decides, step by step, which tokens of which requests are computed.
 
     Admission is first come, first served. When blocks run out the newest running request is preempted: its blocks are
-    given back and it starts over later, its answer so far becoming part of what is computed again. A request whose beginning is still
-    in the cache shares those blocks and computes the rest.
+    given back and it starts over later, its answer so far becoming part of what is computed again. A request whose beginning
+    is still in the cache shares those blocks and computes the rest.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, clock: Callable[[], float] = time.monotonic) -> None:

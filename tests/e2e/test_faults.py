@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import requests
+
 from e2e.server import chat_body, events, serve
 
 #: the promise is 5 s; the rest is for a loaded test machine

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
-from e2e.server import Server, chat_body, events
 
+from e2e.server import Server, chat_body, events
 from paddle_ds import LLM, SamplingParams
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from checkpoints import makers
 from engine.parity import all_logits, make_runner
-
 from paddle_ds.checkpoints import open_checkpoint
 from paddle_ds.checkpoints.native import write_native
 

@@ -74,7 +74,9 @@ job = st.builds(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(jobs=st.lists(job, min_size=1, max_size=32), max_batch_tokens=st.sampled_from([32, 33, 64, 512]), data=st.data())
-def test_bits_do_not_depend_on_the_schedule(runner: ModelRunner, jobs: list[Job], max_batch_tokens: int, data: st.DataObject) -> None:
+def test_bits_do_not_depend_on_the_schedule(
+    runner: ModelRunner, jobs: list[Job], max_batch_tokens: int, data: st.DataObject
+) -> None:
     # few blocks: requests are preempted and computed again
     num_blocks = data.draw(st.sampled_from([8, 24, NUM_BLOCKS]))
     together = run(runner, jobs, max_batch_tokens=max_batch_tokens, num_blocks=num_blocks)

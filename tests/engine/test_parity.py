@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine.parity import all_logits, greedy, make_runner
 
+from engine.parity import all_logits, greedy, make_runner
 from paddle_ds.layers import MappedEmbedding
 from paddle_ds.runtime import loader
 

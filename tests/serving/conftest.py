@@ -11,10 +11,10 @@ from fake_engine import ANSWERS, FakeEngine, Script
 from flask import Flask
 from flask.testing import FlaskClient
 from gunicorn_process import GunicornProcess
-from paddle_ds_serving.app import create_app
 from tiny_tokenizer import write_tokenizer
 
 from paddle_ds import settings
+from paddle_ds_serving.app import create_app
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,7 @@ def test_broken_tokenizer_is_a_servers_error(server, tmp_path):
 
 def test_settings_of_the_process_are_the_default(tokenizer_dir, monkeypatch):
     from fake_engine import FakeEngine
+
     from paddle_ds_serving.app import create_app
 
     monkeypatch.setenv("PADDLE_DS_SSE_PING_S", "7")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from paddle_ds_serving.protocol.chat import ChatRequest
 from paddle_ds_serving.protocol.completions import CompletionRequest
 from paddle_ds_serving.protocol.generate import GenerateRequest

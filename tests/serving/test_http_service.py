@@ -8,13 +8,13 @@ import logging
 import msgspec
 import pytest
 from fake_engine import Fail, say
-from paddle_ds_serving.sampling import SamplingDefaults
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_tokenizer import write_tokenizer
 
 from paddle_ds import __version__
 from paddle_ds.errors import CheckpointNotFound, ConfigError, EngineDied
 from paddle_ds.logs import JsonFormatter
+from paddle_ds_serving.sampling import SamplingDefaults
 
 
 def test_health_says_what_runs(server):

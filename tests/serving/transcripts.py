@@ -17,11 +17,11 @@ if __name__ == "__main__":
     sys.path[:0] = [str(root), str(root / "serving"), str(Path(__file__).parent)]
 
 from fake_engine import Fail, FakeEngine, Script, say  # noqa: E402
-from paddle_ds_serving.app import create_app  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from paddle_ds import settings  # noqa: E402
 from paddle_ds.errors import EngineDied  # noqa: E402
+from paddle_ds_serving.app import create_app  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,12 +41,7 @@ class Verdict:
 def questions(per_cell: int) -> list[Sample]:
     """`per_cell` single-turn questions for each task and style, from the held-out side of the split."""
     corpus = Corpus(EVALUATION_SEED, held_out=True)
-    sums = [
-        corpus.sum_of(corpus.problem(task), task, style)
-        for task in SUM_TASKS
-        for style in STYLES
-        for _ in range(per_cell)
-    ]
+    sums = [corpus.sum_of(corpus.problem(task), task, style) for task in SUM_TASKS for style in STYLES for _ in range(per_cell)]
     return sums + [corpus.other() for _ in range(2 * per_cell)]
 
 

@@ -114,6 +114,20 @@ void linear(const Linear& layer, const float* x, int64_t rows, float* y) {
   }
 }
 
+void weight_only_linear(const WeightOnlyLinear& layer, const float* x, int64_t rows, float* y) {
+  constexpr int64_t kColumns = 32;
+  const int8_t* weight = static_cast<const int8_t*>(layer.weight->data());
+  const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
+  // rows are cut so that what is multiplied by a column stays in the cache
+  for (int64_t first_row = 0; first_row < rows; first_row += kMlpRows) {
+    int64_t count = std::min(kMlpRows, rows - first_row);
+#pragma omp parallel for schedule(static) if (layer.n * layer.k > kSerialElements)
+    for (int64_t first = 0; first < layer.n; first += kColumns)
+      vector_kernels().weight_only_columns(x + first_row * layer.k, count, weight, layer.weight_scale.data(), bias, first,
+                                           std::min(first + kColumns, layer.n), layer.n, layer.k, y + first_row * layer.n);
+  }
+}
+
 void Decoder::forward(float* x, const Batch& batch, const std::vector<float*>& keys, const std::vector<float*>& values) const {
   for (size_t i = 0; i < layers_.size(); ++i) {
     attention(layers_[i], x, batch, keys[i], values[i]);

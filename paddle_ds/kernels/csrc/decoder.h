@@ -21,6 +21,14 @@ struct Linear {
   }
 };
 
+// The same with activations left in floating point; weights stay as they came, [n][k].
+struct WeightOnlyLinear {
+  std::unique_ptr<PackedBytes> weight;
+  std::vector<float> weight_scale;
+  std::vector<float> bias;  // empty: none
+  int64_t n, k;
+};
+
 struct DecoderShape {
   int64_t hidden, inner, heads, kv_heads, head_dim;
   float eps;
@@ -54,6 +62,8 @@ void quantize_rows(const float* x, int64_t rows, int64_t n, uint8_t* q, float* s
 
 // y = x * weight^T + bias for rows of floats.
 void linear(const Linear& layer, const float* x, int64_t rows, float* y);
+
+void weight_only_linear(const WeightOnlyLinear& layer, const float* x, int64_t rows, float* y);
 
 // The layers in order; `x` [tokens][hidden] is read and becomes the result. Caches: one pointer a layer.
 class Decoder {

@@ -1,6 +1,7 @@
 // The operators Paddle sees, and the C functions that pack weights (called through ctypes with plain arrays).
 //
 // A packed layer lives here for as long as Python holds it; operators name it by a handle that goes with the call.
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -38,6 +39,11 @@ class Registry {
 
 Registry<pds::Linear>& linears() {
   static Registry<pds::Linear> registry;
+  return registry;
+}
+
+Registry<pds::WeightOnlyLinear>& weight_only_linears() {
+  static Registry<pds::WeightOnlyLinear> registry;
   return registry;
 }
 
@@ -98,6 +104,22 @@ int64_t pds_pack_linear(const int8_t* weight, const float* scales, const float* 
 }
 
 void pds_free_linear(int64_t handle) { linears().drop(handle); }
+
+// The same for a layer whose activations stay in floating point.
+int64_t pds_pack_weight_only(const int8_t* weight, const float* scales, const float* bias, int64_t n, int64_t k) {
+  return guarded([&] {
+    auto layer = std::make_shared<pds::WeightOnlyLinear>();
+    layer->weight.reset(new pds::PackedBytes(static_cast<size_t>(n) * k));
+    std::memcpy(layer->weight->data(), weight, static_cast<size_t>(n) * k);
+    layer->weight_scale = copied(scales, n);
+    layer->bias = copied(bias, n);
+    layer->n = n;
+    layer->k = k;
+    return weight_only_linears().put(std::move(layer));
+  });
+}
+
+void pds_free_weight_only(int64_t handle) { weight_only_linears().drop(handle); }
 
 int64_t pds_linear_bytes(int64_t handle) {
   return guarded([&] { return static_cast<int64_t>(linears().get(handle)->gemm->packed_bytes()); });
@@ -225,6 +247,19 @@ Tensors Int8Linear(const paddle::Tensor& x, int64_t handle) {
   return {out};
 }
 PD_BUILD_OP(pds_int8_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: int64_t"}).SetKernelFn(PD_KERNEL(Int8Linear));
+
+Tensors WeightOnly(const paddle::Tensor& x, int64_t handle) {
+  auto layer = weight_only_linears().get(handle);
+  PD_CHECK(x.shape()[1] == layer->k, "weight_only_linear: x has ", x.shape()[1], " columns, the weight ", layer->k);
+  auto out = paddle::empty({x.shape()[0], layer->n}, paddle::DataType::FLOAT32, x.place());
+  pds::weight_only_linear(*layer, x.data<float>(), x.shape()[0], out.data<float>());
+  return {out};
+}
+PD_BUILD_OP(pds_weight_only_linear)
+    .Inputs({"X"})
+    .Outputs({"Out"})
+    .Attrs({"handle: int64_t"})
+    .SetKernelFn(PD_KERNEL(WeightOnly));
 
 Tensors DecoderForward(const paddle::Tensor& x, const paddle::Tensor& keys, const paddle::Tensor& values,
                        const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,

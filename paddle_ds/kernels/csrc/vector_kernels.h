@@ -64,6 +64,9 @@ struct VectorKernels {
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t dim);
   void (*write_key)(const float* key, float* block, int64_t offset, int64_t dim);
   void (*attend)(const AttentionTile& tile);
+  // y[m][first .. last) = (x * weight^T) * scale (+ bias), weight [n][k] in INT8, x in floats; bias may be null
+  void (*weight_only_columns)(const float* x, int64_t m, const int8_t* weight, const float* scale, const float* bias,
+                              int64_t first, int64_t last, int64_t n, int64_t k, float* y);
   // acc[m][first .. last) = a * weight^T: exact products for processors whose INT8 instructions saturate; weight is [n][k]
   void (*int8_columns)(const uint8_t* a, int64_t m, const int8_t* weight, int64_t first, int64_t last, int64_t n, int64_t k,
                        int32_t* acc);

@@ -279,10 +279,51 @@ static void int8_columns(const uint8_t* a, int64_t m, const int8_t* weight, int6
   }
 }
 
+typedef int8_t ByteLanes __attribute__((vector_size(kBlockTokens), aligned(1)));
+
+static inline float add_lanes(Lanes v) {
+  float total = 0.0f;
+  for (int l = 0; l < kBlockTokens; ++l) total += v[l];
+  return total;
+}
+
+// One column for `kRows` rows: a row's sum is added in the same order whatever kRows is.
+template <int kRows>
+static inline void weight_only_dot(const float* x, const int8_t* w, int64_t k, float* sums) {
+  Lanes acc[kRows];
+  for (int r = 0; r < kRows; ++r) acc[r] = Lanes{};
+  int64_t i = 0;
+  for (; i + kBlockTokens <= k; i += kBlockTokens) {
+    Lanes wide = __builtin_convertvector(*reinterpret_cast<const ByteLanes*>(w + i), Lanes);
+    for (int r = 0; r < kRows; ++r) acc[r] += *reinterpret_cast<const Lanes*>(x + r * k + i) * wide;
+  }
+  for (int r = 0; r < kRows; ++r) sums[r] = add_lanes(acc[r]);
+  for (; i < k; ++i)
+    for (int r = 0; r < kRows; ++r) sums[r] += x[r * k + i] * static_cast<float>(w[i]);
+}
+
+static void weight_only_columns(const float* x, int64_t m, const int8_t* weight, const float* scale, const float* bias,
+                                int64_t first, int64_t last, int64_t n, int64_t k, float* y) {
+  for (int64_t column = first; column < last; ++column) {
+    const int8_t* w = weight + column * k;
+    float offset = bias == nullptr ? 0.0f : bias[column];
+    float sums[4];
+    int64_t row = 0;
+    for (; row + 4 <= m; row += 4) {
+      weight_only_dot<4>(x + row * k, w, k, sums);
+      for (int r = 0; r < 4; ++r) y[(row + r) * n + column] = sums[r] * scale[column] + offset;
+    }
+    for (; row < m; ++row) {
+      weight_only_dot<1>(x + row * k, w, k, sums);
+      y[row * n + column] = sums[0] * scale[column] + offset;
+    }
+  }
+}
+
 extern const VectorKernels kKernels;
 const VectorKernels kKernels = {PDS_NAME,       quantize,          rms_norm_quantize, rms_norm, dequantize,
                                 dequantize_add, silu_mul_quantize, silu_mul,          rotate,   write_key,
-                                attend,         int8_columns};
+                                attend,         weight_only_columns, int8_columns};
 
 }  // namespace PDS_ISA
 }  // namespace pds

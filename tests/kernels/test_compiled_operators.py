@@ -13,7 +13,7 @@ import numpy.typing as npt
 import paddle
 import pytest
 
-from paddle_ds.kernels import int8_linear, native, paged_attention, rms_norm, rotary, silu_mul
+from paddle_ds.kernels import int8_linear, native, paged_attention, rms_norm, rotary, silu_mul, weight_only_linear
 from paddle_ds.kernels.layout import BatchLayout
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
@@ -29,7 +29,9 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 def close(ours: paddle.Tensor, oracle: paddle.Tensor, tolerance: float = TOLERANCE) -> bool:
     difference = np.abs(ours.numpy() - oracle.numpy())
-    return ours.shape == oracle.shape and bool((difference <= tolerance * max(1.0, float(np.abs(oracle.numpy()).max(initial=0)))).all())
+    return ours.shape == oracle.shape and bool(
+        (difference <= tolerance * max(1.0, float(np.abs(oracle.numpy()).max(initial=0)))).all()
+    )
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 130])
@@ -81,6 +83,22 @@ def test_int8_linear(num_out: int, num_in: int, rows: int, bias: bool) -> None:
     x = paddle.to_tensor(normal(rows, num_in))
     reference = int8_linear.ReferenceInt8Linear(weight, scale, offset)
     assert close(layer(x), reference(x) if rows else paddle.zeros([0, num_out]))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 9, 130])
+@pytest.mark.parametrize(("num_out", "num_in"), [(1, 1), (3, 5), (64, 172), (130, 1025), (33, 8960)])
+def test_weight_only_linear(num_out: int, num_in: int, rows: int, bias: bool) -> None:
+    random = np.random.default_rng(num_out + num_in)
+    weight = random.integers(-127, 128, (num_out, num_in)).astype(np.int8)
+    scale = random.random(num_out).astype(np.float32) / 100
+    offset = normal(num_out) if bias else None
+    x = paddle.to_tensor(normal(rows, num_in))
+    ours = native.NativeWeightOnlyLinear(weight, scale, offset)
+    reference = weight_only_linear.ReferenceWeightOnlyLinear(weight, scale, offset)
+    assert close(ours(x), reference(x) if rows else paddle.zeros([0, num_out]), 1e-5)
+    alone = [ours(x[row : row + 1]).numpy() for row in range(min(rows, 3))]
+    assert all(np.array_equal(row, ours(x).numpy()[index : index + 1]) for index, row in enumerate(alone))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
