@@ -7,11 +7,11 @@ PORT ?= 8000
 MODEL ?=
 ARGS ?=
 
-.PHONY: help serve test test-floor check bench golden lock clean
+.PHONY: help serve test test-floor check bench sanitize golden lock clean
 
 help:
 	@echo "make serve [MODEL=path-or-hub-name] [HOST=127.0.0.1] [PORT=8000] [ARGS='--quant w8a8 ...']"
-	@echo "make test | check | bench | test-floor | golden | lock | clean"
+	@echo "make test | check | bench | test-floor | sanitize | golden | lock | clean"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python found; install python3.11 and python3.11-venv, or call make with PYTHON=..."; exit 1; }
@@ -48,6 +48,10 @@ bench: $(VENV)/.dev
 # The oldest Paddle we support, in an environment of its own: load, parity, one chat.
 test-floor: $(VENV)/.dev
 	tools/test_floor.sh "$(PYTHON)"
+
+# The operators under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/.dev
+	tools/sanitize_operators.sh
 
 golden: $(VENV)/.dev
 	$(PYTHON) tools/make_golden_hf.py --venv .venv-golden

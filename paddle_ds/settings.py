@@ -91,6 +91,7 @@ TABLE: tuple[Variable, ...] = (
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
     Variable("engine_socket", _nonempty, None, "path of the engine's socket, for an HTTP worker (set by `paddle-ds serve`)"),
+    Variable("operators", _nonempty, None, "path of a built library of operators, instead of building one"),
     Variable(
         "max_isa", _choice("avx512", "avx2", "baseline"), "avx512", "best instruction set our own loops may use (for tests)"
     ),
@@ -111,6 +112,7 @@ class Settings:
     hub_timeout_s: float
     sse_ping_s: float
     engine_socket: str | None
+    operators: str | None
     max_isa: str
     strict: bool
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def _build(toolchain: Toolchain, target: Path) -> None:
         # Paddle's own OpenMP runtime by path, and no -fopenmp here: a second runtime would fight the first for the cores
         linked = [str(libs / "libdnnl.so.3"), str(libs / "libiomp5.so"), str(toolchain.paddle_dir / "base" / "libpaddle.so")]
         partial = Path(scratch) / LIBRARY
-        sanitizers = [flag for flag in toolchain.extra_flags if flag.startswith("-fsanitize")]
+        sanitizers = [flag for flag in toolchain.extra_flags if "sanitize" in flag]
         _run([toolchain.compiler, "-shared", *sanitizers, "-o", str(partial), *objects, *linked])
         partial.rename(target)
 
@@ -135,8 +136,18 @@ def variants() -> list[tuple[str, tuple[str, ...], int]]:
     return [*best, ("baseline", (), 2)]
 
 
+def main() -> None:
+    """``python -m paddle_ds.kernels.build DIR [FLAG ...]``: build into DIR with extra compiler flags and print the library's path."""
+    toolchain = dataclasses.replace(Toolchain.find(), extra_flags=tuple(sys.argv[2:]))
+    print(library(Path(sys.argv[1]), toolchain))
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = "\n".join((done.stderr or done.stdout).splitlines()[-12:])
         raise KernelError(f"the compiler failed with status {done.returncode}:\n{last}")
+
+
+if __name__ == "__main__":
+    main()

@@ -78,7 +78,8 @@ class Library:
 @functools.cache
 def _load() -> Library | KernelError:
     try:
-        return Library(build.library(Path(settings.load().cache_dir)))
+        current = settings.load()
+        return Library(Path(current.operators) if current.operators else build.library(Path(current.cache_dir)))
     except KernelError as error:
         return error
     except (OSError, RuntimeError) as error:

@@ -20,6 +20,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("HUB_TIMEOUT_S", "0.5", 0.5),
     ("SSE_PING_S", "1e2", 100.0),
     ("ENGINE_SOCKET", "/run/x/engine.sock", "/run/x/engine.sock"),
+    ("OPERATORS", "/tmp/ops.so", "/tmp/ops.so"),
     ("MAX_ISA", "avx2", "avx2"),
     ("STRICT", "1", True),
     ("STRICT", "Yes", True),

@@ -114,9 +114,21 @@ def test_another_boot_id_is_another_engine(client: EngineClient, engine: Scripte
     engine.silent = True
     stream = client.submit([submit("a")])
     eventually(lambda: engine.submitted)
-    engine.do(lambda server: server.broadcast(info("boot-2")))
+    for boot in ("boot-2", "boot-3"):
+        engine.do(lambda server, boot=boot: server.broadcast(info(boot)))
+    eventually(lambda: client.info == info("boot-3"))
     assert_died(stream, "a")
+    assert client.connected
+
+
+def test_nothing_waits_for_an_engine_that_is_not_there(client: EngineClient, start_engine: Callable[..., ScriptedEngine]) -> None:
+    client.abort(["old"])
+    engine = start_engine()
     eventually(lambda: client.connected)
+    client.submit([submit("new")])
+    eventually(lambda: engine.messages)
+    assert engine.submitted == ["new"]
+    assert len(engine.messages) == 1
 
 
 def test_a_worker_that_is_killed_is_reported(socket_path: Path, start_engine: Callable[..., ScriptedEngine]) -> None:
@@ -170,7 +182,7 @@ def test_a_worker_that_says_hello_again_has_given_up_what_it_asked_for(
     assert [type(item).__name__ for item in engine.received] == ["WorkerGone", "FromWorker", "WorkerGone", "FromWorker"]
 
 
-DEEP = b"\x83" + msgspec.msgpack.encode({"type": "hello", "client": "x"})[1:] + b"\xa1x" + b"\x91" * 100_000 + b"\xc0"
+NEST = b"\xa1x" + b"\x91" * 100_000 + b"\xc0"  # a field "x" of 100 000 lists in each other
 BAD_PARAMS = {"type": "submit", "request_id": "a", "prompt_ids": [1], "params": {"temperature": 9}}
 GARBAGE = {
     "nothing": b"",
@@ -182,7 +194,8 @@ GARBAGE = {
     "parameters out of range": msgspec.msgpack.encode(BAD_PARAMS),
     "unknown parameters": msgspec.msgpack.encode({**BAD_PARAMS, "params": {"best_of": 2}}),
     "not UTF-8": b"\x81\xa4type\xa3\xff\xfe\xfd",
-    "a deep nest": DEEP,
+    "a deep nest for the engine": b"\x83" + msgspec.msgpack.encode({"type": "hello", "client": "x"})[1:] + NEST,
+    "a deep nest for a worker": b"\x82" + msgspec.msgpack.encode({"type": "step"})[1:] + NEST,
     "a length it does not have": b"\xdd\xff\xff\xff\xff",
     "a frame of the engine": encode(Step(finished=[finished("a")])),
 }
