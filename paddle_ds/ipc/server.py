@@ -9,6 +9,7 @@ The I/O thread answers ``Hello`` by itself, so a worker learns that the engine i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -76,6 +77,8 @@ class EngineServer:
         try:
             return self._inbox.get(block=timeout_s != 0, timeout=timeout_s)
         except queue.Empty:
+            # a deaf engine would keep its workers waiting; one that ends is restarted
+            assert self._thread.is_alive(), "the I/O thread has died"
             return None
 
     def send(self, client: bytes, message: messages.Step) -> None:
@@ -90,12 +93,20 @@ class EngineServer:
 
     def close(self) -> None:
         """Send what is queued, then close the socket."""
-        self._out.send_multipart([b"", b""])
+        with contextlib.suppress(zmq.Again):  # the thread has died: nobody reads this
+            self._out.send_multipart([b"", b""], flags=zmq.NOBLOCK)
         self._thread.join(timeout=5)
         self._out.close(linger=0)
         self._context.term()
 
     def _serve(self) -> None:
+        try:
+            self._exchange()
+        finally:
+            self._out_reader.close(linger=0)
+            self._router.close()
+
+    def _exchange(self) -> None:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._out_reader, zmq.POLLIN)
@@ -106,8 +117,6 @@ class EngineServer:
                 open_ = self._forward_queued()
             if self._router in ready:
                 self._take_arrived()
-        self._out_reader.close(linger=0)
-        self._router.close()
 
     def _forward_queued(self) -> bool:
         for client, payload in _pending(self._out_reader):

@@ -137,7 +137,7 @@ def variants() -> list[tuple[str, tuple[str, ...], int]]:
 
 
 def main() -> None:
-    """``python -m paddle_ds.kernels.build DIR [FLAG ...]``: build into DIR with extra compiler flags and print the library's path."""
+    """``python -m paddle_ds.kernels.build DIR [FLAG ...]``: build into DIR with extra flags and print the library's path."""
     toolchain = dataclasses.replace(Toolchain.find(), extra_flags=tuple(sys.argv[2:]))
     print(library(Path(sys.argv[1]), toolchain))
 

@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from ipc_bench import script
@@ -25,9 +24,9 @@ class Loop:
         self._server = server
         self._script = script.Script()
 
-    def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set."""
-        while not stop.is_set():
+    def run(self, signals: list[int]) -> None:
+        """Until a signal has come."""
+        while not signals:
             self._take_messages(0 if self._script.has_work else _IDLE_S)
             if self._script.has_work:
                 script.wait_for_step()
@@ -65,8 +64,9 @@ class Loop:
 
 def main() -> None:
     """Entry point."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+    # not an Event: a second signal within its set() would wait for the lock that the first one holds
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: signals.append(signum))
     end_with_parent()
     boot_id = secrets.token_hex(8)
 
@@ -76,7 +76,7 @@ def main() -> None:
     server = EngineServer(Path(sys.argv[1]), info("loading"))
     script.load()
     server.broadcast(info("ready"))
-    Loop(server).run(stop)
+    Loop(server).run(signals)
     server.close()
 
 
