@@ -15,10 +15,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
@@ -43,6 +42,12 @@ _STATS_EVERY_S = 1.0
 _IDLE_S = 0.25
 
 
+class Stop(Protocol):
+    """Whether the loop is to end."""
+
+    def is_set(self) -> bool: ...
+
+
 class EngineLoop:
     """Moves requests from the socket into the engine and tokens back out."""
 
@@ -50,7 +55,7 @@ class EngineLoop:
         self,
         server: EngineServer,
         engine: Engine,
-        stop: threading.Event,
+        stop: Stop,
         fallback_ops: dict[str, int] | None = None,
     ) -> None:
         self._server = server
@@ -211,14 +216,27 @@ class _Announcer:
         self.server.broadcast(self._info("failed", error=error.info()))
 
 
-def _take_signals(stop: threading.Event) -> None:
+class StopFlag:
+    """Asked for by a signal. Not an ``Event``: its lock could be held by the very code that a second signal interrupts."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def set(self) -> None:
+        self._asked = True
+
+    def is_set(self) -> bool:
+        return self._asked
+
+
+def _take_signals(stop: StopFlag) -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what an interrupt means
 
 
 def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -> int:
     """Run the process until it is told to stop. Returns the exit status."""
-    stop = threading.Event()
+    stop = StopFlag()
     _take_signals(stop)
     announcer = _Announcer(socket_path)
     try:
@@ -232,7 +250,8 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
         known = error if isinstance(error, PaddleDSError) else InternalError(f"loading failed: {error!r}")
         logger.error("model.failed", extra=fields(code=known.code, reason=known.message), exc_info=known is not error)
         announcer.failed(known)
-        stop.wait()
+        while not stop.is_set():
+            time.sleep(_IDLE_S)
         announcer.server.close()
         return 1
     announcer.ready(loaded)

@@ -73,7 +73,7 @@ class EngineClient:
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._streams: dict[str, TokenStream] = {}
         self._lock = threading.Lock()
-        #: (request that must still be wanted when its turn comes, or None; frame)
+        #: (request that must still be wanted when its turn comes, or None for an abort; frame)
         self._outgoing: collections.deque[tuple[str | None, bytes]] = collections.deque()
         self._closing = False
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -82,8 +82,8 @@ class EngineClient:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, self._name.encode())
-        # nothing may wait for an engine that is not there: a request belongs to the engine it was sent to
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        # not ZMQ_IMMEDIATE: it drops what has arrived when the connection ends, a last Finished included. What is still under
+        # way to an engine that is gone reaches the next one before our Hello, which tells it to forget that
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
@@ -142,9 +142,8 @@ class EngineClient:
             poller.register(source, zmq.POLLIN)
         while not self._closing:
             ready = dict(poller.poll())
-            # frames that arrived before the connection broke come first
-            if self._socket in ready:
-                self._read_frames()
+            # frames that arrived before the connection broke come first, whichever of the two was seen by poll()
+            self._read_frames()
             if self._monitor in ready:
                 self._read_monitor()
             if self._wake_reader.fileno() in ready:
@@ -166,7 +165,7 @@ class EngineClient:
     def _send_outgoing(self) -> None:
         while self._outgoing:
             request_id, payload = self._outgoing.popleft()
-            if request_id is not None and request_id not in self._streams:
+            if not self.connected or (request_id is not None and request_id not in self._streams):
                 continue  # failed while it waited here; a restarted engine must not compute it for nobody
             try:
                 self._socket.send(payload, flags=zmq.NOBLOCK)
@@ -212,7 +211,7 @@ class EngineClient:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._outgoing.appendleft((None, messages.encode(messages.Hello(self._name))))
+                self._socket.send(messages.encode(messages.Hello(self._name)))
             else:
                 self._lose_engine("it ended while the request ran")
 

@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +128,7 @@ class Supervisor:
         self._options = options
         self._settings = settings
         self._on_ready = on_ready
-        self._stop = threading.Event()
+        self._stopping = False  # set by a signal; an Event could be caught holding its own lock
         self._run_dir = Path(settings.runtime_dir) / f"serve-{os.getpid()}"
         self._socket_path = self._run_dir / "engine.sock"
         self.engine = Child("engine", self._start_engine)
@@ -156,7 +155,7 @@ class Supervisor:
 
     def _watch(self, client: EngineClient) -> int:
         announced = ""
-        while not self._stop.is_set():
+        while not self._stopping:
             self.engine.watch()
             self.http.watch()
             info = client.info
@@ -170,14 +169,14 @@ class Supervisor:
                 raise EngineError(f"the HTTP server does not stay up (exit status {self.http.last_status}); see the log above")
             if not announced and self.engine.num_starts > 2:
                 raise EngineError(f"the engine does not stay up (exit status {self.engine.last_status}); see the log above")
-            self._stop.wait(_POLL_S)
+            time.sleep(_POLL_S)
         return 0
 
     def _ask_to_stop(self, signum: int, frame: object) -> None:
-        if self._stop.is_set():  # asked twice: no more grace
+        if self._stopping:  # asked twice: no more grace
             self.http.kill()
             self.engine.kill()
-        self._stop.set()
+        self._stopping = True
 
     def _stop_children(self) -> None:
         self.http.stop(self._options.grace_s + _KILL_AFTER_S)

@@ -141,9 +141,9 @@ def test_an_id_in_use_fails_the_second_request() -> None:
 
 
 def test_an_id_may_be_used_again_once_it_is_over() -> None:
-    engine = make_engine()
-    for _ in range(2):
-        assert run([submit("same")], engine).ends() == {"same": "length"}
+    script = [submit("same", client=b"v"), *[STEP] * 7, submit("same", client=b"w")]
+    server = run(script)
+    assert (server.ends(b"v"), server.ends(b"w")) == ({"same": "length"}, {"same": "length"})
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

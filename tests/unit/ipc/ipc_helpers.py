@@ -72,6 +72,17 @@ class ScriptedEngine:
         return [item.message for item in self.received if isinstance(item, FromWorker)]
 
     @property
+    def wanted(self) -> list[str]:
+        """Requests that somebody waits for; only for tests with one worker."""
+        wanted: list[str] = []
+        for item in self.received:
+            if isinstance(item, WorkerGone):
+                wanted.clear()
+            elif isinstance(item.message, messages.Submit):
+                wanted.append(item.message.request_id)
+        return wanted
+
+    @property
     def gone(self) -> list[bytes]:
         return [item.client for item in self.received if isinstance(item, WorkerGone)]
 

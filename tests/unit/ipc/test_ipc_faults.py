@@ -107,7 +107,24 @@ def test_a_restarted_engine_is_found_and_old_requests_have_failed(
     eventually(lambda: client.connected)
     assert client.info == info("boot-2")
     assert events_of(client.submit([submit("new", [7])])) == [Delta("new", [7]), finished("new")]
-    eventually(lambda: engine.submitted == ["new"])
+    eventually(lambda: engine.wanted == ["new"])
+
+
+def test_what_was_under_way_to_a_dead_engine_is_given_up_at_the_next(
+    client: EngineClient, socket_path: Path, start_engine: Callable[..., ScriptedEngine]
+) -> None:
+    process = start(ENGINE, socket_path)
+    eventually(lambda: client.connected)
+    process.send_signal(signal.SIGSTOP)  # it reads nothing more, so most of this stays in our own queues
+    names = [str(number) for number in range(300)]
+    stream = client.submit([submit(name, range(1000)) for name in names])
+    kill(process)
+    engine = start_engine("boot-2")
+    engine.silent = True
+    assert_died(stream, *names)
+    eventually(lambda: client.connected)
+    eventually(lambda: engine.gone)
+    assert engine.wanted == []
 
 
 def test_another_boot_id_is_another_engine(client: EngineClient, engine: ScriptedEngine) -> None:
