@@ -58,8 +58,8 @@ golden: $(VENV)/.dev
 	$(BIN)/python tests/serving/transcripts.py
 
 lock: $(VENV)/.dev
-	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet requirements-dev.in -o requirements-dev.lock
-	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -c requirements-dev.lock requirements.in -o requirements.lock
+	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --override requirements-overrides.txt requirements-dev.in -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --override requirements-overrides.txt -c requirements-dev.lock requirements.in -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info

@@ -24,7 +24,7 @@ class CacheConfig:
     block_tokens: int = 16
     #: tokens the whole cache holds; ``None``: as many as the memory plan allows, at most every request at full length
     max_tokens: int | None = None
-    #: most bytes for the cache where ``max_tokens`` is not given; ``None``: a share of free memory
+    #: bytes the cache takes where ``max_tokens`` is not given; ``None``: a share of free memory
     max_bytes: int | None = None
 
 

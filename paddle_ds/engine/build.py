@@ -16,8 +16,8 @@ from paddle_ds.config.recipe import Recipe
 from paddle_ds.devices.discovery import open_device
 from paddle_ds.engine.assets import recipe_for, resolve_model
 from paddle_ds.engine.core import Engine, Limits
-from paddle_ds.errors import ConfigMismatchError
-from paddle_ds.kernels.registry import choose
+from paddle_ds.errors import ConfigError, ConfigMismatchError
+from paddle_ds.kernels.registry import Kernels, choose
 from paddle_ds.logs import fields
 from paddle_ds.runtime.loader import load_decoder
 from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
@@ -60,13 +60,14 @@ def load(
     started = time.monotonic()
     device = open_device(config.device)
     device.activate()
+    kernels = choose(device, strict=config.strict)
+    _check_block_tokens(config, kernels)
     with open_checkpoint(resolve_model(config), settings) as checkpoint:
         tokenizer = Tokenizer.from_dir(checkpoint.directory)
         _check_vocabulary(tokenizer, checkpoint)
         recipe = recipe_for(checkpoint, config)
         plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, device.memory_stats())
         _log_plan(checkpoint, recipe, plan)
-        kernels = choose(device, strict=config.strict)
         decoder = load_decoder(checkpoint, recipe, kernels, progress)
         directory, checkpoint_format = checkpoint.directory, checkpoint.format
     runner = ModelRunner(decoder, Sampler(tokenizer.num_tokens), num_blocks=plan.num_blocks, block_tokens=plan.block_tokens)
@@ -99,6 +100,15 @@ def load(
         ),
     )
     return loaded
+
+
+def _check_block_tokens(config: EngineConfig, kernels: Kernels) -> None:
+    made_for = kernels.paged_attention.block_tokens
+    if made_for is not None and config.cache.block_tokens != made_for:
+        name = kernels.chosen["paged_attention"]
+        raise ConfigError(
+            f"cache.block_tokens is {config.cache.block_tokens}; the {name} attention has blocks of {made_for} tokens"
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:

@@ -12,9 +12,10 @@ from paddle_ds import settings
 from paddle_ds.config.engine import EngineConfig, Quant
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.devices import environment
-from paddle_ds.engine.core import Progress
+from paddle_ds.engine.answers import Answer, Job, collect
+from paddle_ds.engine.progress_bar import ProgressBar
 from paddle_ds.errors import ChatTemplateError, InvalidRequest
-from paddle_ds.sched import RequestEnd, SampledToken
+from paddle_ds.sched import SampledToken
 from paddle_ds.text import ReasoningSplitter, TextDelta, TextStream, normalise_messages, starts_inside_reasoning
 
 if TYPE_CHECKING:
@@ -93,12 +94,17 @@ class LLM:
             num_threads=num_threads,
             strict=current.strict if strict is None else strict,
         )
+        # a batch job is the only caller: it may hand over as many prompts as it likes
+        scheduler = dataclasses.replace(config.scheduler, max_waiting_requests=sys.maxsize)
+        config = dataclasses.replace(config, scheduler=scheduler)
         environment.prepare(config.num_threads or current.num_threads)
         environment.import_paddle()
         from paddle_ds.engine.build import load
 
         self._loaded: LoadedModel = load(config, current)
         self._ids = itertools.count()
+        #: of every call that is under way: a streamed one may be left open while another runs
+        self._answers: dict[str, Answer] = {}
 
     @property
     def loaded(self) -> LoadedModel:
@@ -125,7 +131,7 @@ class LLM:
         texts: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
         tokenizer = self._loaded.tokenizer
         encoded = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
-        jobs = [_Job(text if isinstance(text, str) else None, ids) for text, ids in zip(texts, encoded, strict=True)]
+        jobs = [Job(text if isinstance(text, str) else None, ids) for text, ids in zip(texts, encoded, strict=True)]
         return self._run(jobs, params, progress)
 
     def chat(
@@ -161,108 +167,72 @@ class LLM:
         if params is not None and params.n != 1:
             raise InvalidRequest(f"n is {params.n}; a streamed chat has one answer", param="n")
         job = self._chat_job(messages, template_kwargs)
-        answers = self._submit([job], _one_each(params, 1))
-        answer = answers[job.request_ids[0]]
-        engine = self._loaded.engine
+        (answer,) = self._submit([job], _one_each(params, 1)).values()
         try:
-            while answer.finish_reason is None:
-                progress = engine.step()
-                if progress.failed:
-                    raise progress.failed[0].error
-                for token in progress.tokens:
-                    yield answer.add(token.sampled)
-                for end in progress.ended:
-                    yield answer.end(end)
+            while answer.deltas or not answer.is_over:
+                while answer.deltas:
+                    yield answer.deltas.popleft()
+                if not answer.is_over:
+                    self._step()
+            if answer.error is not None:
+                raise answer.error
         finally:
-            engine.abort(job.request_ids)
+            self._leave(job.request_ids)
 
-    def _chat_job(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> _Job:
+    def _chat_job(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> Job:
         template = self._loaded.tokenizer.chat_template
         if template is None:
             raise ChatTemplateError(f"model {self._loaded.name} has no chat template; use generate()")
         prompt = template.render(normalise_messages(messages), **template_kwargs)
-        return _Job(prompt, self._loaded.tokenizer.encode(prompt, add_special_tokens=False), reasoning=True)
+        return Job(prompt, self._loaded.tokenizer.encode(prompt, add_special_tokens=False), reasoning=True)
 
     def _run(
-        self, jobs: list[_Job], params: SamplingParams | Sequence[SamplingParams] | None, progress: bool | None
+        self, jobs: list[Job], params: SamplingParams | Sequence[SamplingParams] | None, progress: bool | None
     ) -> list[RequestOutput]:
         answers = self._submit(jobs, _one_each(params, len(jobs)))
         show = sys.stderr.isatty() if progress is None else progress
         try:
-            with _ProgressBar(len(answers), show) as bar:
-                while self._loaded.engine.has_work:
-                    self._take(self._loaded.engine.step(), answers, bar)
-        except BaseException:
-            self._loaded.engine.abort(list(answers))
-            raise
+            with ProgressBar(len(answers), show) as bar:
+                while not all(answer.is_over for answer in answers.values()):
+                    self._step()
+                    num_over = sum(answer.is_over for answer in answers.values())
+                    bar.show(num_over, sum(len(answer.token_ids) for answer in answers.values()))
+            for answer in answers.values():
+                if answer.error is not None:
+                    raise answer.error
+        finally:
+            self._leave(list(answers))
         return [_output(job, [answers[request_id] for request_id in job.request_ids]) for job in jobs]
 
-    def _submit(self, jobs: list[_Job], params: list[SamplingParams]) -> dict[str, _Answer]:
-        answers: dict[str, _Answer] = {}
+    def _step(self) -> None:
+        """One step for everything that is under way, whichever call it belongs to."""
+        engine = self._loaded.engine
+        engine.abort(collect(engine.step(), self._answers))
+
+    def _leave(self, request_ids: list[str]) -> None:
+        """Nobody waits for these any more."""
+        self._loaded.engine.abort(request_ids)
+        for request_id in request_ids:
+            self._answers.pop(request_id, None)
+
+    def _submit(self, jobs: list[Job], params: list[SamplingParams]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
         try:
             for job, wanted in zip(jobs, params, strict=True):
                 for index, choice in enumerate(wanted.each_choice()):
                     request_id = f"llm-{next(self._ids)}"
                     self._loaded.engine.add(request_id, job.prompt_ids, choice)
                     job.request_ids.append(request_id)
-                    answers[request_id] = _Answer(index, choice, self._text_stream(job, choice))
+                    answers[request_id] = Answer(index, choice, self._text_stream(job, choice))
         except BaseException:
-            self._loaded.engine.abort(list(answers))
+            self._leave(list(answers))
             raise
+        self._answers |= answers
         return answers
 
-    def _text_stream(self, job: _Job, params: SamplingParams) -> TextStream:
+    def _text_stream(self, job: Job, params: SamplingParams) -> TextStream:
         splitter = ReasoningSplitter(starts_inside_reasoning(job.prompt or "")) if job.reasoning else None
         return TextStream(self._loaded.tokenizer, params, prompt_ids=job.prompt_ids, reasoning=splitter)
-
-    def _take(self, progress: Progress, answers: dict[str, _Answer], bar: _ProgressBar) -> None:
-        if progress.failed:
-            raise progress.failed[0].error
-        stopped = []
-        for token in progress.tokens:
-            answer = answers[token.request.request_id]
-            if answer.finish_reason is None and answer.add(token.sampled).stopped:
-                stopped.append(token.request.request_id)
-        for end in progress.ended:
-            answers[end.request.request_id].end(end)
-        self._loaded.engine.abort(stopped)
-        bar.advance(len(progress.tokens), len(progress.ended) + len(stopped))
-
-
-@dataclasses.dataclass
-class _Job:
-    prompt: str | None
-    prompt_ids: list[int]
-    reasoning: bool = False
-    request_ids: list[str] = dataclasses.field(default_factory=list)
-
-
-class _Answer:
-    """Collects one answer while it is generated."""
-
-    def __init__(self, index: int, params: SamplingParams, stream: TextStream) -> None:
-        self.index = index
-        self.finish_reason: str | None = None
-        self.token_ids: list[int] = []
-        self.stream = stream
-        self.logprobs: list[SampledToken] | None = None if params.logprobs is None else []
-
-    def add(self, sampled: SampledToken) -> TextDelta:
-        """Take a token; the answer is over when it completed a stop string."""
-        self.token_ids.append(sampled.token_id)
-        if self.logprobs is not None:
-            self.logprobs.append(sampled)
-        delta = self.stream.push([sampled.token_id])
-        if delta.stopped:
-            self.finish_reason = "stop"
-        return delta
-
-    def end(self, end: RequestEnd) -> TextDelta:
-        if self.finish_reason is not None:
-            return TextDelta()
-        delta = self.stream.finish(end.stop_token_id)
-        self.finish_reason = "stop" if delta.stopped else end.reason
-        return delta
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -273,7 +243,7 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     return list(params)
 
 
-def _output(job: _Job, answers: list[_Answer]) -> RequestOutput:
+def _output(job: Job, answers: list[Answer]) -> RequestOutput:
     completions = [
         Completion(
             index=answer.index,
@@ -286,37 +256,6 @@ def _output(job: _Job, answers: list[_Answer]) -> RequestOutput:
         for answer in answers
     ]
     return RequestOutput(job.prompt, job.prompt_ids, completions)
-
-
-class _ProgressBar:
-    """Answers done and tokens a second, on standard error; nothing at all where it is not wanted."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self._total = total
-        self._show = show
-        self._num_tokens = 0
-
-    def __enter__(self) -> _ProgressBar:
-        if self._show:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("answers", total=self._total, speed="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._show:
-            self._bar.stop()
-
-    def advance(self, num_tokens: int, num_answers: int) -> None:
-        self._num_tokens += num_tokens
-        if self._show:
-            elapsed = self._bar.tasks[0].elapsed or 0.0
-            speed = f"{self._num_tokens / elapsed:.0f} tokens/s" if elapsed > 0 else ""
-            self._bar.update(self._task, advance=num_answers, speed=speed)
 
 
 __all__ = ["LLM", "Completion", "RequestOutput"]

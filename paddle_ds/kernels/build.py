@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ _X86_VARIANTS = {
 class Toolchain:
     """What a library is built with, and for."""
 
-    compiler: str
+    compiler: tuple[str, ...]
     compiler_version: str
     paddle_version: str
     paddle_dir: Path
@@ -50,11 +51,11 @@ class Toolchain:
         Raises:
             KernelError: there is no compiler.
         """
-        name = os.environ.get("CXX", "g++")
-        compiler = shutil.which(name)
-        if compiler is None:
-            raise KernelError(f"no C++ compiler {name!r} in PATH; install g++ (apt-get install g++)")
-        version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=False).stdout.strip()
+        # CXX may hold more than a name, such as "ccache g++"
+        compiler = tuple(shlex.split(os.environ.get("CXX") or "g++"))
+        if shutil.which(compiler[0]) is None:
+            raise KernelError(f"no C++ compiler {compiler[0]!r} in PATH; install g++ (apt-get install g++)")
+        version = subprocess.run([*compiler, "-dumpfullversion"], capture_output=True, text=True, check=False).stdout.strip()
         import paddle
 
         return cls(compiler, version, paddle.__version__, Path(paddle.__file__).parent)
@@ -109,12 +110,12 @@ def _build(toolchain: Toolchain, target: Path) -> None:
         linked = [str(libs / "libdnnl.so.3"), str(libs / "libiomp5.so"), str(toolchain.paddle_dir / "base" / "libpaddle.so")]
         partial = Path(scratch) / LIBRARY
         sanitizers = [flag for flag in toolchain.extra_flags if "sanitize" in flag]
-        _run([toolchain.compiler, "-shared", *sanitizers, "-o", str(partial), *objects, *linked])
+        _run([*toolchain.compiler, "-shared", *sanitizers, "-o", str(partial), *objects, *linked])
         partial.rename(target)
 
 
 def _compilations(toolchain: Toolchain, scratch: Path) -> Iterator[tuple[list[str], Path]]:
-    base = [toolchain.compiler, *_FLAGS, *toolchain.extra_flags, f"-I{SOURCES}"]
+    base = [*toolchain.compiler, *_FLAGS, *toolchain.extra_flags, f"-I{SOURCES}"]
     for name, flags, tile in variants():
         output = scratch / f"vector_{name}.o"
         define = [f"-DPDS_ISA={name}", f'-DPDS_NAME="{name}"', f"-DPDS_TILE={tile}"]

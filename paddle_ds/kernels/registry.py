@@ -47,6 +47,8 @@ def _native(device: Device) -> str | None:
 class Attention:
     """A paged cache and the operators that know its layout."""
 
+    #: tokens of a block that it is made for; ``None``: any
+    block_tokens: int | None
     make_cache: Callable[..., Any]
     kv_write: Callable[..., None]
     attend: Callable[..., Any]
@@ -89,8 +91,8 @@ _TABLE: dict[str, list[Implementation]] = {
     "rotary": _rows(native.rotary, rotary.reference),
     "silu_mul": _rows(native.silu_mul, silu_mul.reference),
     "paged_attention": _rows(
-        Attention(native.make_cache, native.kv_write, native.paged_attention),
-        Attention(paged_attention.make_cache, paged_attention.kv_write, paged_attention.attend),
+        Attention(native.BLOCK_TOKENS, native.make_cache, native.kv_write, native.paged_attention),
+        Attention(None, paged_attention.make_cache, paged_attention.kv_write, paged_attention.attend),
     ),
     "int8_linear": _rows(native.NativeInt8Linear, int8_linear.ReferenceInt8Linear),
     "weight_only_linear": _rows(native.NativeWeightOnlyLinear, weight_only_linear.ReferenceWeightOnlyLinear),

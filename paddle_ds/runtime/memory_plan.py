@@ -65,7 +65,7 @@ def make_plan(
         ConfigError: the requested context is longer than the model or the requested cache allows.
     """
     weights = weight_bytes(model, recipe, stored)
-    per_token = 2 * model.num_layers * model.kv_size * _FLOAT_BYTES
+    per_token = kv_bytes_per_token(model)
     wanted = engine.max_context_tokens or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
         raise ConfigError(f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}")
@@ -107,6 +107,12 @@ def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
             f"max_context_tokens is {wanted_tokens}, but the KV cache holds {plan.kv_tokens} tokens "
             f"({readable_bytes(plan.kv_bytes)}); lower it, or give the cache more by cache.max_tokens or cache.max_bytes"
         )
+
+
+def kv_bytes_per_token(model: ModelConfig) -> int:
+    """Keys and values of one token in all layers; the compiled operators pad a head's values to a multiple of 16 floats."""
+    padded_dim = -(-model.head_dim // 16) * 16
+    return model.num_layers * model.num_kv_heads * (model.head_dim + padded_dim) * _FLOAT_BYTES
 
 
 def _num_blocks(engine: EngineConfig, context_tokens: int, per_token: int, free_bytes: int) -> int:

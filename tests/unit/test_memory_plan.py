@@ -40,8 +40,8 @@ TINY = ModelConfig(
     vocab_size=32,
     max_position_embeddings=100,
 )
-#: one token of one layer of TINY
-TINY_TOKEN_BYTES = 2 * 4 * 4
+#: one token of TINY: a key of 4 floats, and a value padded to 16
+TINY_TOKEN_BYTES = (4 + 16) * 4
 GB = 10**9
 
 
@@ -196,7 +196,7 @@ def test_cache_tokens_are_rounded_up_to_blocks(tokens: int, blocks: int) -> None
     assert (plan.num_blocks, plan.max_context_tokens) == (blocks, min(100, blocks * 16))
 
 
-@pytest.mark.parametrize(("num_bytes", "blocks"), [(512, 1), (1023, 1), (1024, 2), (5119, 9)])
+@pytest.mark.parametrize(("num_bytes", "blocks"), [(1280, 1), (2559, 1), (2560, 2), (12799, 9)])
 def test_cache_bytes_are_never_exceeded(num_bytes: int, blocks: int) -> None:
     plan = plan_of(cache=CacheConfig(max_bytes=num_bytes))
     assert plan.num_blocks == blocks
@@ -204,8 +204,8 @@ def test_cache_bytes_are_never_exceeded(num_bytes: int, blocks: int) -> None:
 
 
 def test_cache_bytes_below_one_block_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cache\.max_bytes is 511; one block of 16 tokens takes 512"):
-        plan_of(cache=CacheConfig(max_bytes=511))
+    with pytest.raises(ConfigError, match=r"cache\.max_bytes is 1279; one block of 16 tokens takes 1280"):
+        plan_of(cache=CacheConfig(max_bytes=1279))
 
 
 def test_a_context_longer_than_the_requested_cache_is_an_error() -> None:
