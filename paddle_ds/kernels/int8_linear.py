@@ -10,9 +10,9 @@ Because ``acc`` is exact and ``a_scale`` looks at one token only, a token's resu
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import paddle
+
+from paddle_ds.kernels.reference_layer import ReferenceLayer
 
 #: products of two INT8 values that a float32 sum holds exactly: 1024 * 127 * 127 < 2**24
 _EXACT_PRODUCTS = 1024
@@ -61,21 +61,7 @@ def _accumulate(quantized: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tenso
     return total
 
 
-class ReferenceInt8Linear:
-    """A W8A8 layer on :func:`reference`: ``weight`` int8 [N, K], scale and bias float32 [N]."""
+class ReferenceInt8Linear(ReferenceLayer):
+    """A W8A8 layer on :func:`reference`."""
 
-    def __init__(
-        self, weight: npt.NDArray[np.int8], weight_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None
-    ) -> None:
-        self._weight = paddle.to_tensor(np.ascontiguousarray(weight))
-        self._weight_scale = paddle.to_tensor(weight_scale)
-        self._bias = None if bias is None else paddle.to_tensor(bias)
-
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        """float32 [T, K] -> float32 [T, N]."""
-        return reference(x, self._weight, self._weight_scale, self._bias)
-
-    def weight_bytes(self) -> dict[str, int]:
-        """Bytes kept in memory, by dtype."""
-        small = self._weight_scale.size + (0 if self._bias is None else self._bias.size)
-        return {"int8": int(self._weight.size), "float32": 4 * int(small)}
+    operator = staticmethod(reference)

@@ -5,9 +5,9 @@ y[t, n] = (sum_k x[t, k] * w[n, k]) * w_scale[n] + bias[n]
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import paddle
+
+from paddle_ds.kernels.reference_layer import ReferenceLayer
 
 #: weight elements converted to float32 at a time, which bounds the temporary memory (4 bytes each)
 _MAX_CONVERTED_ELEMENTS = 1 << 24
@@ -24,21 +24,7 @@ def reference(x: paddle.Tensor, weight: paddle.Tensor, weight_scale: paddle.Tens
     return y if bias is None else y + bias
 
 
-class ReferenceWeightOnlyLinear:
-    """A W8A16 layer on :func:`reference`: ``weight`` int8 [N, K], scale and bias float32 [N]."""
+class ReferenceWeightOnlyLinear(ReferenceLayer):
+    """A W8A16 layer on :func:`reference`."""
 
-    def __init__(
-        self, weight: npt.NDArray[np.int8], weight_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None
-    ) -> None:
-        self._weight = paddle.to_tensor(np.ascontiguousarray(weight))
-        self._weight_scale = paddle.to_tensor(weight_scale)
-        self._bias = None if bias is None else paddle.to_tensor(bias)
-
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        """float32 [T, K] -> float32 [T, N]."""
-        return reference(x, self._weight, self._weight_scale, self._bias)
-
-    def weight_bytes(self) -> dict[str, int]:
-        """Bytes kept in memory, by dtype."""
-        small = self._weight_scale.size + (0 if self._bias is None else self._bias.size)
-        return {"int8": int(self._weight.size), "float32": 4 * int(small)}
+    operator = staticmethod(reference)

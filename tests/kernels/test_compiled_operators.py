@@ -101,6 +101,25 @@ def test_weight_only_linear(num_out: int, num_in: int, rows: int, bias: bool) ->
     assert all(np.array_equal(row, ours(x).numpy()[index : index + 1]) for index, row in enumerate(alone))
 
 
+@pytest.mark.parametrize("threads", ["1", "2", "4"])
+def test_few_outputs_and_many_inputs_on_several_threads(threads: str) -> None:
+    # oneDNN divides the inputs among threads here; with a group of columns that is not full it crashed
+    code = (
+        "import numpy as np, paddle\n"
+        "from paddle_ds.kernels import native\n"
+        "for n in (1, 3, 64, 65, 128, 192):\n"
+        "    for k in (3, 2047, 2048, 4100, 8960):\n"
+        "        w = np.random.default_rng(k).integers(-127, 128, (n, k)).astype(np.int8)\n"
+        "        layer = native.NativeInt8Linear(w, np.ones(n, np.float32), None)\n"
+        "        for m in (1, 2, 3, 7):\n"
+        "            y = layer(paddle.full([m, k], 127.0)).numpy()\n"
+        "            assert (y == (127 * w.astype(np.int64).sum(1)).astype(np.float32)).all(), (n, k, m)\n"
+    )
+    environ = {**os.environ, "OMP_NUM_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_int8_products_do_not_saturate(sign: int) -> None:
     weight = np.full((16, 4096), 127 * sign, np.int8)

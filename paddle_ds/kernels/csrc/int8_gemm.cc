@@ -22,6 +22,10 @@ constexpr size_t kHugePage = size_t{2} << 20;
 // The layout of packed weights is asked for at this many rows; it serves every other size too.
 constexpr int64_t kLayoutRows = 16;
 
+// oneDNN packs columns in groups of so many. Where the last group is not full, 3.6.2 crashes for one row and many inputs on
+// several threads (seen with n=3, k=2048), so such layers run on our own loop. Models' sizes are multiples.
+constexpr int64_t kPackedColumns = 64;
+
 void check(int status, const char* what) {
   if (status != kDnnlSuccess)
     throw std::runtime_error(std::string("oneDNN: ") + what + " failed with status " + std::to_string(status));
@@ -169,7 +173,8 @@ Int8Gemm::Int8Gemm(const int8_t* weight, int64_t n, int64_t k) : state_(new Stat
   check(dnnl_primitive_desc_query(chosen.handle, kDnnlQueryImplInfoStr, 0, &name), "implementation name");
   s.implementation = name;
   sum_columns(weight, n, k, s.zero_point);
-  s.plain = s.implementation.find("vnni") == std::string::npos && s.implementation.find("amx") == std::string::npos;
+  bool saturates = s.implementation.find("vnni") == std::string::npos && s.implementation.find("amx") == std::string::npos;
+  s.plain = saturates || n % kPackedColumns != 0;
   if (s.plain) {
     s.implementation = std::string("own:") + vector_kernels().name;
     s.packed.reset(new PackedBytes(static_cast<size_t>(n) * k));

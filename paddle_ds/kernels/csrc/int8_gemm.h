@@ -1,7 +1,7 @@
 // u8 x s8 -> s32 matrix products on the oneDNN that Paddle ships, with weights packed once.
 //
 // Without VNNI or AMX oneDNN adds pairs of products in 16 bits, which saturates for full-range values. There our own exact loop
-// runs instead: slower, and right.
+// runs instead: slower, and right. It also runs for layers whose outputs do not fill oneDNN's groups of columns, see int8_gemm.cc.
 #pragma once
 
 #include <cstdint>
