@@ -84,7 +84,8 @@ def load(
         checkpoint_format=checkpoint_format,
         recipe=recipe,
         plan=plan,
-        kernels=kernels.chosen,
+        # what was chosen is not always what runs: float layers cannot be fused
+        kernels=kernels.chosen if decoder.fused is not None else {**kernels.chosen, "fused_decoder": "not used"},
         fallbacks=kernels.passed_over,
         weight_bytes=decoder.weight_bytes(),
         load_s=time.monotonic() - started,
