@@ -7,11 +7,11 @@ PORT ?= 8000
 MODEL ?=
 ARGS ?=
 
-.PHONY: help serve test test-floor check bench sanitize golden lock clean
+.PHONY: help serve test test-floor check bench wheel sanitize golden lock clean
 
 help:
 	@echo "make serve [MODEL=path-or-hub-name] [HOST=127.0.0.1] [PORT=8000] [ARGS='--quant w8a8 ...']"
-	@echo "make test | check | bench | test-floor | sanitize | golden | lock | clean"
+	@echo "make test | check | bench | wheel | test-floor | sanitize | golden | lock | clean"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python found; install python3.11 and python3.11-venv, or call make with PYTHON=..."; exit 1; }
@@ -44,6 +44,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/paddle-ds bench engine --json $(ARGS)
+
+# A wheel with the operators built for the Paddle in the lock and this platform, in dist/.
+wheel: $(VENV)/.serve
+	PADDLE_DS_PREBUILD=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 # The oldest Paddle we support, in an environment of its own: load, parity, one chat.
 test-floor: $(VENV)/.dev

@@ -1,9 +1,23 @@
-"""Packaging. Explicit packages: folder name = import name everywhere, and nothing called ``serving`` or ``slim`` is installed."""
+"""Packaging. Explicit packages: folder name = import name everywhere, and nothing called ``serving`` or ``slim`` is installed.
 
+With ``PADDLE_DS_PREBUILD=1`` a wheel brings the operators along, built for the Paddle in this environment (so pip needs
+``--no-build-isolation``), and is a wheel of this platform. Without, it is pure Python, and builds them on first use.
+"""
+
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "paddle_ds/__init__.py").read_text(encoding="utf-8")).group(1)
@@ -21,7 +35,64 @@ HUB = [
     "wheel",
 ]
 
+
+def wants_prebuilt() -> bool:
+    """Whether the operators are to be built now."""
+    value = os.environ.get("PADDLE_DS_PREBUILD", "0")
+    if value not in ("0", "1", ""):
+        sys.exit(f"PADDLE_DS_PREBUILD={value!r} is wrong; expected 1 or 0")
+    return value == "1"
+
+
+class BuildPy(build_py):
+    """Copies the package and, where asked for, builds its operators beside it."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            super().run()
+            print("paddle-ds: an editable installation builds the operators on first use")
+            return
+        library = Path(self.build_lib).absolute()
+        kernels = library / "paddle_ds" / "kernels"
+        shutil.rmtree(kernels, ignore_errors=True)  # what an earlier build has left there would get into the wheel
+        super().run()
+        if wants_prebuilt():
+            _build_operators(library, kernels / "prebuilt")
+        else:
+            print("paddle-ds: without built operators (PADDLE_DS_PREBUILD is not 1); they are built on first use, with g++")
+
+
+def _build_operators(library: Path, directory: Path) -> None:
+    # run from the copy, so that the key is that of the sources in the wheel; bytecode would get into it, too
+    environ = {**os.environ, "PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "paddle_ds.kernels.build", "--prebuilt", str(directory)]
+    done = subprocess.run(command, cwd=library, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(
+            "paddle-ds: PADDLE_DS_PREBUILD is 1, but the operators cannot be built here (see above). This environment must have "
+            "a compiler, Paddle, and what Paddle-DS requires; with pip, --no-build-isolation makes it this environment"
+        )
+    print(f"paddle-ds: with built operators, {Path(done.stdout.splitlines()[-1]).relative_to(library)}")
+
+
+class WithOperators(Distribution):
+    """Built operators make it a distribution of one platform."""
+
+    def has_ext_modules(self) -> bool:
+        return wants_prebuilt()
+
+
+class BdistWheel(bdist_wheel):
+    """Of one platform, but of every Python: the operators do not call it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if wants_prebuilt() else (python, abi, platform)
+
+
 setup(
+    distclass=WithOperators,
+    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     name="paddle-ds",
     version=VERSION,
     description="DeepSeek-R1 distilled models in INT8 on PaddlePaddle: load, quantise, serve",

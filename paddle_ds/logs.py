@@ -49,10 +49,24 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(entry | {key: str(value) for key, value in extra.items()}, ensure_ascii=False)
 
 
+class _OverProgressBar(logging.Formatter):
+    """Takes the line that a progress bar, perhaps another process's, has drawn on the terminal away before the log line."""
+
+    def __init__(self, lines: logging.Formatter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\r\x1b[K" + self._lines.format(record)
+
+
 def configure(level: str = "info", log_format: str = "text") -> None:
     """Send the project's log lines to standard error. Calling it again replaces the earlier choice."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(_OverProgressBar(TextFormatter()) if sys.stderr.isatty() else TextFormatter())
     for name in ("paddle_ds", "paddle_ds_serving", "paddle_ds_slim"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

@@ -17,6 +17,8 @@ from typing import Any
 from paddle_ds.errors import ConfigError
 
 PREFIX = "PADDLE_DS_"
+#: by the tests, and by setup.py, which cannot import this
+_READ_ELSEWHERE = {PREFIX + "TEST_DATA", PREFIX + "PREBUILD"}
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -124,7 +126,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: a variable has a value that does not parse, or starts with ``PADDLE_DS_`` and is not in the table.
     """
     environ = os.environ if environ is None else environ
-    known = {variable.name for variable in TABLE} | {PREFIX + "TEST_DATA"}
+    known = {variable.name for variable in TABLE} | _READ_ELSEWHERE
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
             raise ConfigError(f"environment: unknown variable {name}; known: {', '.join(sorted(known))}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 import click
@@ -23,6 +24,7 @@ from paddle_ds.devices import environment
 from paddle_ds.devices.cpu import CpuDevice
 from paddle_ds.engine.assets import resolve_model
 from paddle_ds.errors import PaddleDSError
+from paddle_ds.kernels.build import prebuilt
 
 Level = Literal["ok", "warning", "error"]
 
@@ -107,6 +109,9 @@ def _versions() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     command = shlex.split(os.environ.get("CXX") or "g++")
     path = shutil.which(command[0])
+    if path is None and _prebuilt() is not None:
+        yield Finding("compiler", "ok", "no g++, and none is needed: the package has brought built operators")
+        return
     if path is None:
         yield Finding("compiler", "warning", "no g++: operators of our own cannot be built", "apt-get install g++")
         return
@@ -134,13 +139,35 @@ def _devices() -> Iterator[Finding]:
 
     custom = paddle.device.get_all_custom_device_type()
     yield Finding("devices", "ok", f"cpu; plug-ins: {', '.join(custom) or 'none'}")
-    from paddle_ds.kernels.registry import choose
+    from paddle_ds.kernels.registry import NATIVE, choose
 
     kernels = choose(CpuDevice())
     chosen = ", ".join(f"{op}={name}" for op, name in kernels.chosen.items())
     yield Finding("operators", "warning" if kernels.passed_over else "ok", f"on cpu: {chosen}")
     for op, reason in kernels.passed_over.items():
         yield Finding("operators", "warning", f"{op}: passed over {reason}")
+    if NATIVE in kernels.chosen.values():
+        yield from _compiled()
+
+
+def _compiled() -> Iterator[Finding]:
+    """What the compiled operators use: without a model, as a layer of ordinary size has it."""
+    from paddle_ds.kernels.products import Compiled
+
+    compiled = Compiled.here()
+    origin = "came with the package" if Path(compiled.library) == _prebuilt() else "built here"
+    origin = "named by PADDLE_DS_OPERATORS" if settings.load().operators else origin
+    yield Finding("library", "ok", f"{compiled.library} ({origin})")
+    yield Finding("vector-isa", "ok", compiled.vector_isa)
+    yield Finding("onednn", "ok", compiled.onednn_version)
+    yield Finding("products", "ok", compiled.best_product)
+    for name, value in environment.isa_caps().items():
+        yield Finding("isa-cap", "warning", f"{name}={value} may hold back the processor's best instruction set", f"unset {name}")
+
+
+def _prebuilt() -> Path | None:
+    version = _installed("paddlepaddle") or _installed("paddlepaddle-gpu")
+    return prebuilt(version) if version else None
 
 
 def _model() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from paddle_ds.config.engine import CacheConfig, EngineConfig, Quant, SchedulerConfig
+from paddle_ds.config.engine import CacheConfig, CacheDtype, EngineConfig, Quant, SchedulerConfig
 from paddle_ds.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +26,11 @@ _ENGINE_OPTIONS = (
     click.option("--device", help="Where to run: cpu.  [default: cpu]"),
     click.option("--max-context-tokens", type=click.IntRange(1), help="Longest prompt plus answer. Default: the model's own."),
     click.option("--kv-tokens", type=click.IntRange(1), help="Tokens the KV cache holds. Default: from the memory plan."),
+    click.option(
+        "--kv-dtype",
+        type=click.Choice(typing.get_args(CacheDtype)),
+        help="auto: bfloat16 for a checkpoint made in 16 bits, else float32.  [default: auto]",
+    ),
     click.option("--max-running-requests", type=click.IntRange(1), help="Requests computed at the same time.  [default: 64]"),
     click.option("--max-batch-tokens", type=click.IntRange(1), help="Tokens of one step.  [default: 512]"),
     click.option("--num-threads", type=click.IntRange(1), help="Kernel threads. Default: the usable cores."),
@@ -55,7 +60,9 @@ def engine_config(settings: Settings, config: Path | None = None, **given: Any) 
     if settings.strict:
         base = dataclasses.replace(base, strict=True)
     chosen = {name: value for name, value in given.items() if value not in (None, "")}
-    cache = _replace(base.cache, CacheConfig, {"max_tokens": chosen.pop("kv_tokens", None)})
+    cache = _replace(
+        base.cache, CacheConfig, {"max_tokens": chosen.pop("kv_tokens", None), "dtype": chosen.pop("kv_dtype", None)}
+    )
     scheduler = _replace(
         base.scheduler,
         SchedulerConfig,

@@ -14,6 +14,9 @@ import yaml
 from paddle_ds.errors import ConfigError
 
 Quant = Literal["auto", "w8a8", "w8a16", "none"]
+#: what a KV cache holds; ``int8`` has one scale per token and head, for keys and for values: ``x = q * scale``
+KvDtype = Literal["float32", "bfloat16", "int8"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,8 @@ class CacheConfig:
     max_tokens: int | None = None
     #: bytes the cache takes where ``max_tokens`` is not given; ``None``: a share of free memory
     max_bytes: int | None = None
+    #: what keys and values are kept as; ``auto``: bfloat16 for a checkpoint made in 16 bits, else float32
+    dtype: CacheDtype = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.quant not in typing.get_args(Quant):
             raise ConfigError(f"quant is {self.quant!r}; expected one of {', '.join(typing.get_args(Quant))}")
+        if self.cache.dtype not in typing.get_args(CacheDtype):
+            raise ConfigError(f"cache.dtype is {self.cache.dtype!r}; expected one of {', '.join(typing.get_args(CacheDtype))}")
         for name, value in _numbers(self):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")

@@ -16,6 +16,13 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+#: variable -> values that cap nothing. oneDNN reads its variable under an older name, too
+_ISA_CAPS = {
+    "PADDLE_DS_MAX_ISA": ("", "avx512"),
+    "ONEDNN_MAX_CPU_ISA": ("", "all", "default"),
+    "DNNL_MAX_CPU_ISA": ("", "all", "default"),
+}
+
 
 def usable_cores() -> int:
     """Cores this process may run on (affinity and cgroup quota respected)."""
@@ -48,6 +55,12 @@ def variables(num_threads: int | None = None) -> dict[str, str]:
     if num_threads is not None:
         return {name: value for name, value in wanted.items() if name == "OMP_NUM_THREADS" or name not in os.environ}
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def isa_caps() -> dict[str, str]:
+    """Variables that keep the compiled operators from the best instruction set of the processor, as they are set here."""
+    set_here = {name: os.environ.get(name, "") for name in _ISA_CAPS}
+    return {name: value for name, value in set_here.items() if value.lower() not in _ISA_CAPS[name]}
 
 
 def prepare(num_threads: int | None = None) -> bool:

@@ -14,10 +14,12 @@ from paddle_ds.config.engine import EngineConfig
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe
 from paddle_ds.devices.discovery import open_device
+from paddle_ds.devices.environment import isa_caps
 from paddle_ds.engine.assets import recipe_for, resolve_model
 from paddle_ds.engine.core import Engine, Limits
 from paddle_ds.errors import ConfigError, ConfigMismatchError
-from paddle_ds.kernels.registry import Kernels, choose
+from paddle_ds.kernels.products import Compiled, ProductCount
+from paddle_ds.kernels.registry import NATIVE, REFERENCE, Kernels, choose
 from paddle_ds.logs import fields
 from paddle_ds.runtime.loader import load_decoder
 from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
@@ -44,7 +46,12 @@ class LoadedModel:
     recipe: Recipe
     plan: MemoryPlan
     kernels: dict[str, str]
+    #: operator -> why a faster implementation does not run
     fallbacks: dict[str, str]
+    #: what the products of INT8 layers run on -> number of layers
+    int8_products: dict[str, int]
+    #: what the compiled operators use here, where they are used
+    compiled: Compiled | None
     weight_bytes: dict[str, int]
     load_s: float
 
@@ -62,15 +69,23 @@ def load(
     device.activate()
     kernels = choose(device, strict=config.strict)
     _check_block_tokens(config, kernels)
+    compiled = Compiled.here() if NATIVE in kernels.chosen.values() else None
+    products = ProductCount(kernels.int8_linear, compiled.best_product if compiled else REFERENCE, strict=config.strict)
     with open_checkpoint(resolve_model(config), settings) as checkpoint:
         tokenizer = Tokenizer.from_dir(checkpoint.directory)
         _check_vocabulary(tokenizer, checkpoint)
         recipe = recipe_for(checkpoint, config)
         plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, device.memory_stats())
         _log_plan(checkpoint, recipe, plan)
-        decoder = load_decoder(checkpoint, recipe, kernels, progress)
+        decoder = load_decoder(checkpoint, recipe, dataclasses.replace(kernels, int8_linear=products), progress)
         directory, checkpoint_format = checkpoint.directory, checkpoint.format
-    runner = ModelRunner(decoder, Sampler(tokenizer.num_tokens), num_blocks=plan.num_blocks, block_tokens=plan.block_tokens)
+    runner = ModelRunner(
+        decoder,
+        Sampler(tokenizer.num_tokens, kernels.candidates),
+        num_blocks=plan.num_blocks,
+        block_tokens=plan.block_tokens,
+        kv_dtype=plan.kv_dtype,
+    )
     scheduler = Scheduler(config.scheduler, BlockPool(plan.num_blocks, plan.block_tokens))
     eos_ids = frozenset(tokenizer.eos_ids) | frozenset(decoder.config.eos_token_ids)
     limits = Limits(plan.max_context_tokens, tokenizer.num_tokens, eos_ids)
@@ -86,20 +101,13 @@ def load(
         plan=plan,
         # what was chosen is not always what runs: float layers cannot be fused
         kernels=kernels.chosen if decoder.fused is not None else {**kernels.chosen, "fused_decoder": "not used"},
-        fallbacks=kernels.passed_over,
+        fallbacks={**kernels.passed_over, **products.fallbacks()},
+        int8_products=products.counts,
+        compiled=compiled,
         weight_bytes=decoder.weight_bytes(),
         load_s=time.monotonic() - started,
     )
-    logger.info(
-        "model.loaded",
-        extra=fields(
-            name=loaded.name,
-            format=checkpoint_format,
-            quant=recipe.name,
-            weights=readable_bytes(sum(loaded.weight_bytes.values())),
-            seconds=round(loaded.load_s, 2),
-        ),
-    )
+    _log_loaded(loaded)
     return loaded
 
 
@@ -120,6 +128,22 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
         )
 
 
+def _log_loaded(loaded: LoadedModel) -> None:
+    compiled = loaded.compiled
+    runs_on = {"int8_products": loaded.int8_products, "vector_isa": compiled and compiled.vector_isa, "isa_caps": isa_caps()}
+    logger.info(
+        "model.loaded",
+        extra=fields(
+            name=loaded.name,
+            format=loaded.checkpoint_format,
+            quant=loaded.recipe.name,
+            weights=readable_bytes(sum(loaded.weight_bytes.values())),
+            seconds=round(loaded.load_s, 2),
+            **{name: value for name, value in runs_on.items() if value},
+        ),
+    )
+
+
 def _log_plan(checkpoint: Checkpoint, recipe: Recipe, plan: MemoryPlan) -> None:
     logger.info(
         "memory.plan",
@@ -128,6 +152,7 @@ def _log_plan(checkpoint: Checkpoint, recipe: Recipe, plan: MemoryPlan) -> None:
             weights=readable_bytes(sum(plan.weight_bytes.values())),
             kv_cache=readable_bytes(plan.kv_bytes),
             kv_tokens=plan.kv_tokens,
+            kv_dtype=plan.kv_dtype,
             available=readable_bytes(plan.available_bytes),
             requested_quant=recipe.requested,
             quant=recipe.name,

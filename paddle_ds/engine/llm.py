@@ -13,7 +13,7 @@ from paddle_ds.config.engine import EngineConfig, Quant
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.devices import environment
 from paddle_ds.engine.answers import Answer, Job, collect
-from paddle_ds.engine.progress_bar import ProgressBar
+from paddle_ds.engine.progress_bar import LoadingBar, ProgressBar
 from paddle_ds.errors import ChatTemplateError, InvalidRequest
 from paddle_ds.sched import SampledToken
 from paddle_ds.text import ReasoningSplitter, TextDelta, TextStream, normalise_messages, starts_inside_reasoning
@@ -69,6 +69,7 @@ class LLM:
         model: directory of a checkpoint or a hub name; the embedded model if empty.
         quant: ``auto``, ``w8a8``, ``w8a16`` or ``none``; see ``paddle_ds.config.recipe``.
         config: everything at once, instead of the other arguments.
+        progress: draw a progress bar while loading; by default where standard error is a terminal.
 
     Raises:
         PaddleDSError: the checkpoint, device or memory does not allow it.
@@ -84,6 +85,7 @@ class LLM:
         num_threads: int | None = None,
         strict: bool | None = None,
         config: EngineConfig | None = None,
+        progress: bool | None = None,
     ) -> None:
         current = settings.load()
         config = config or EngineConfig(
@@ -101,7 +103,8 @@ class LLM:
         environment.import_paddle()
         from paddle_ds.engine.build import load
 
-        self._loaded: LoadedModel = load(config, current)
+        with LoadingBar(sys.stderr.isatty() if progress is None else progress) as bar:
+            self._loaded: LoadedModel = load(config, current, bar)
         self._ids = itertools.count()
         #: of every call that is under way: a streamed one may be left open while another runs
         self._answers: dict[str, Answer] = {}

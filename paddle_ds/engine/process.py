@@ -135,6 +135,7 @@ class EngineLoop:
                 generation_tokens_total=counters.generation_tokens,
                 steps_total=counters.steps,
                 preemptions_total=scheduler.num_preemptions,
+                bad_frames_total=self._server.num_bad_frames,
                 fallback_ops=self._fallback_ops,
             )
         )
@@ -176,6 +177,7 @@ def usage_of(request: Request) -> messages.Usage:
 
 def model_info(loaded: LoadedModel) -> messages.ModelInfo:
     """What workers must know of a loaded model."""
+    compiled = loaded.compiled
     return messages.ModelInfo(
         name=loaded.name,
         directory=str(loaded.directory),
@@ -184,6 +186,10 @@ def model_info(loaded: LoadedModel) -> messages.ModelInfo:
         requested_quant=loaded.recipe.requested,
         quant=loaded.recipe.name,
         kernels=loaded.kernels,
+        int8_products=loaded.int8_products,
+        vector_isa=compiled.vector_isa if compiled else "",
+        onednn_version=compiled.onednn_version if compiled else "",
+        isa_caps=environment.isa_caps(),
         weight_bytes=loaded.weight_bytes,
         load_s=round(loaded.load_s, 3),
         created=int(time.time()),

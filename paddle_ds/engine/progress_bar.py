@@ -1,6 +1,51 @@
-"""A progress bar for batch jobs in a terminal."""
+"""Progress bars on standard error, only where asked for: while a model is loaded, and while a batch job runs."""
 
 from __future__ import annotations
+
+from typing import Any
+
+
+class LoadingBar:
+    """The share of a model that is loaded; nothing at all where it is not wanted. It takes its line away again at the end.
+
+    It is drawn once there is something to show: before that a download may be drawing bars of its own.
+    """
+
+    def __init__(self, show: bool) -> None:
+        self._show = show
+        self._bar: Any = None
+
+    def __enter__(self) -> LoadingBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __call__(self, share: float) -> None:
+        """Show ``share``, 0 to 1."""
+        if not self._show or share <= 0:
+            return
+        if self._bar is None:
+            self._bar = self._start()
+        self._bar.update(self._bar.task_ids[0], completed=share)
+
+    def close(self) -> None:
+        """Take the bar away; nothing is drawn afterwards."""
+        self._show = False
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("loading the model"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        # what is printed meanwhile is left alone: standard output may be a file
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+        bar.add_task("loading", total=1.0)
+        bar.start()
+        return bar
 
 
 class ProgressBar:

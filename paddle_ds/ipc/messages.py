@@ -102,6 +102,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: dict[str, int] = {}
     load_s: float = 0.0
     created: int = 0
+    #: what the products of INT8 layers run on, such as ``brg_matmul:avx512_core_vnni`` or ``own:avx2`` -> number of layers
+    int8_products: dict[str, int] = {}
+    #: variant of the compiled vector loops, and version of oneDNN; empty where neither is used
+    vector_isa: str = ""
+    onednn_version: str = ""
+    #: variable -> value that keeps the compiled operators from the processor's best instruction set
+    isa_caps: dict[str, str] = {}
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag="info"):
@@ -137,6 +144,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     preemptions_total: int
     #: "operator@device" -> how many operators of the model run on a slower implementation than there is
     fallback_ops: dict[str, int] = {}
+    #: frames from workers that could not be read and named no request that could be answered
+    bad_frames_total: int = 0
 
 
 ToEngine = Hello | Submit | Abort
@@ -145,3 +154,20 @@ FromEngine = EngineInfo | Step | Stats
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+class _UnreadSubmit(msgspec.Struct, tag="submit"):
+    """The one field of a broken ``Submit`` that its answer needs; the others are skipped unread."""
+
+    request_id: str
+
+
+_decode_unread = msgspec.msgpack.Decoder(_UnreadSubmit).decode
+
+
+def request_id_of(payload: bytes) -> str | None:
+    """The request that a frame names which :data:`decode_to_engine` refuses, where it can still be read."""
+    try:
+        return _decode_unread(payload).request_id
+    except Exception:  # garbage, a deep nest
+        return None

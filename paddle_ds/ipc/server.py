@@ -19,7 +19,7 @@ from pathlib import Path
 
 import zmq
 
-from paddle_ds.errors import EngineUnavailable, ErrorInfo
+from paddle_ds.errors import EngineUnavailable, ErrorInfo, InternalError, PaddleDSError
 from paddle_ds.ipc import messages
 from paddle_ds.logs import fields
 
@@ -68,6 +68,8 @@ class EngineServer:
         self._out.connect(name)
         self._inbox: queue.SimpleQueue[FromWorker | WorkerGone] = queue.SimpleQueue()
         self._info = info
+        #: frames that could not be read and could not be answered; written by the I/O thread alone
+        self.num_bad_frames = 0
         self._clients: set[bytes] = set()
         self._thread = threading.Thread(target=self._serve, name="ipc", daemon=True)
         self._thread.start()
@@ -131,7 +133,7 @@ class EngineServer:
             try:
                 message = messages.decode_to_engine(payload)
             except Exception as error:  # a bad value, a deep nest, garbage: this thread must live
-                logger.warning("ipc.bad_frame", extra=fields(client=client.decode(errors="replace"), error=str(error)))
+                self._refuse(client, payload, error)
                 continue
             if isinstance(message, messages.Hello):
                 self._clients.add(client)
@@ -142,6 +144,18 @@ class EngineServer:
                 self._send_now(client, messages.encode(_failed(message.request_id, error_info)))
             else:
                 self._inbox.put(FromWorker(client, message))
+
+    def _refuse(self, client: bytes, payload: bytes, error: Exception) -> None:
+        """Somebody waits for the end of a request: tell them where the frame still says which; else count it."""
+        request_id = messages.request_id_of(payload)
+        logger.warning(
+            "ipc.bad_frame", extra=fields(client=client.decode(errors="replace"), request=request_id, error=str(error))
+        )
+        if request_id is None:
+            self.num_bad_frames += 1
+        else:
+            known = error if isinstance(error, PaddleDSError) else InternalError(f"the engine cannot read this request: {error}")
+            self._send_now(client, messages.encode(_failed(request_id, known.info())))
 
     def _send_now(self, client: bytes, payload: bytes) -> None:
         try:

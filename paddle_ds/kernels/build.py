@@ -1,5 +1,11 @@
 """Builds the operators in ``csrc/`` once and keeps the library: cached by sources, flags, compiler and Paddle version.
 
+A wheel may bring a library along (``make wheel``). It is looked up first, and by everything but the compiler, for which the
+machine then has no need:
+
+    paddle_ds/kernels/prebuilt/<prebuilt_key>/libpaddle_ds_ops.so      from a wheel
+    <cache directory>/kernels/<Toolchain.key>/libpaddle_ds_ops.so      built on first use
+
 The loops over rows are compiled once for each instruction set, so one library serves every processor of its architecture.
 """
 
@@ -23,6 +29,7 @@ from pathlib import Path
 from paddle_ds.errors import KernelError
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
+PREBUILT = SOURCES.parent / "prebuilt"
 LIBRARY = "libpaddle_ds_ops.so"
 
 #: no instruction set beyond the architecture's oldest here: see _VARIANTS
@@ -62,23 +69,55 @@ class Toolchain:
 
     def key(self) -> str:
         """Names what would be built: equal keys, equal library."""
-        digest = hashlib.sha256()
-        for part in (self.compiler_version, self.paddle_version, platform.machine(), *_FLAGS, *self.extra_flags):
-            digest.update(part.encode() + b"\0")
-        for source in sorted(SOURCES.iterdir()):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
-        digest.update(Path(__file__).read_bytes())
-        return digest.hexdigest()[:20]
+        return _digest(self.compiler_version, self.paddle_version, *self.extra_flags)
 
 
-def library(cache_dir: Path, toolchain: Toolchain | None = None) -> Path:
-    """The built library; builds it where it is not in ``cache_dir`` yet. Processes that ask at the same time build it once.
+def prebuilt_key(paddle_version: str) -> str:
+    """Names a library that a wheel brings along: equal keys, and it fits whatever compiler is here, or none."""
+    return _digest("prebuilt", paddle_version)
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in (*parts, platform.machine(), *_FLAGS):
+        digest.update(part.encode() + b"\0")
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def prebuilt(paddle_version: str) -> Path | None:
+    """The library that came with the package, where it was made from these sources for this Paddle and this architecture."""
+    path = PREBUILT / prebuilt_key(paddle_version) / LIBRARY
+    return path if path.exists() else None
+
+
+def library(cache_dir: Path) -> Path:
+    """The library that came with the package, else the one in ``cache_dir``, which is built where it is not there yet.
 
     Raises:
         KernelError: no compiler, no room, or the compiler refuses; the message has its last lines.
     """
-    toolchain = toolchain or Toolchain.find()
-    directory = cache_dir / "kernels" / toolchain.key()
+    import paddle
+
+    brought = prebuilt(paddle.__version__)
+    if brought is not None:
+        return brought
+    try:
+        toolchain = Toolchain.find()
+    except KernelError as error:
+        unfit = f"; those in {PREBUILT} are for another Paddle than {paddle.__version__}, or other sources"
+        raise KernelError(error.message + (unfit if PREBUILT.exists() else "")) from error
+    return built(toolchain, cache_dir / "kernels" / toolchain.key())
+
+
+def built(toolchain: Toolchain, directory: Path) -> Path:
+    """The library in ``directory``; builds it where it is not there. Processes that ask at the same time build it once.
+
+    Raises:
+        KernelError: no room, or the compiler refuses; the message has its last lines.
+    """
     target = directory / LIBRARY
     if target.exists():
         return target
@@ -138,9 +177,19 @@ def variants() -> list[tuple[str, tuple[str, ...], int]]:
 
 
 def main() -> None:
-    """``python -m paddle_ds.kernels.build DIR [FLAG ...]``: build into DIR with extra flags and print the library's path."""
-    toolchain = dataclasses.replace(Toolchain.find(), extra_flags=tuple(sys.argv[2:]))
-    print(library(Path(sys.argv[1]), toolchain))
+    """Build into DIR and print the library's path. For a sanitizer, with extra flags; or to bring it along in a wheel (setup.py).
+
+    python -m paddle_ds.kernels.build DIR [FLAG ...]
+    python -m paddle_ds.kernels.build --prebuilt DIR
+    """
+    toolchain = Toolchain.find()
+    if sys.argv[1] == "--prebuilt":
+        path = built(toolchain, Path(sys.argv[2]) / prebuilt_key(toolchain.paddle_version))
+        (path.parent / "lock").unlink()
+    else:
+        toolchain = dataclasses.replace(toolchain, extra_flags=tuple(sys.argv[2:]))
+        path = built(toolchain, Path(sys.argv[1]) / "kernels" / toolchain.key())
+    print(path)
 
 
 def _run(command: list[str]) -> None:

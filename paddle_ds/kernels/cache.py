@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import paddle
 
+from paddle_ds.config.engine import KvDtype
+
+__all__ = ["KvCache", "KvDtype"]
+
 
 @dataclass(frozen=True)
 class KvCache:
@@ -13,3 +17,6 @@ class KvCache:
 
     keys: paddle.Tensor | list[paddle.Tensor]
     values: paddle.Tensor | list[paddle.Tensor]
+    #: float32, of ``int8`` caches; for the others their content is not looked at
+    key_scales: paddle.Tensor | list[paddle.Tensor]
+    value_scales: paddle.Tensor | list[paddle.Tensor]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,18 @@ import paddle
 
 from paddle_ds import settings
 from paddle_ds.errors import KernelError
-from paddle_ds.kernels import build
-from paddle_ds.kernels.cache import KvCache
+from paddle_ds.kernels import build, dense_linear
+from paddle_ds.kernels.cache import KvCache, KvDtype
+from paddle_ds.kernels.candidates import Candidates
 from paddle_ds.kernels.layout import BatchLayout
+from paddle_ds.kernels.reference_layer import Int8Array, Int8Rows, stack
 
 #: tokens of a cache block that the compiled attention is made for (one vector of keys)
 BLOCK_TOKENS = 16
 
-Int8Array = npt.NDArray[np.int8]
+#: rows that oneDNN packs together
+_PACKED_ROWS = 64
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -35,19 +41,23 @@ class Library:
     def __init__(self, path: Path) -> None:
         from paddle.base import core
 
+        self.path = path
         core.load_op_meta_info_and_register_op(str(path))
         self._run: Any = core.eager._run_custom_op
         self._c = ctypes.CDLL(str(path))
         for name in (
-            "pds_pack_linear",
+            "pds_new_linear",
+            "pds_pack_rows",
+            "pds_finish_linear",
             "pds_pack_weight_only",
+            "pds_borrow_dense",
             "pds_linear_bytes",
             "pds_linear_implementation",
             "pds_new_decoder",
             "pds_add_layer",
         ):
             getattr(self._c, name).restype = ctypes.c_int64
-        for name in ("pds_last_error", "pds_vector_isa"):
+        for name in ("pds_last_error", "pds_vector_isa", "pds_onednn_version"):
             getattr(self._c, name).restype = ctypes.c_char_p
 
     def run(self, name: str, *arguments: Any) -> list[paddle.Tensor]:
@@ -73,6 +83,11 @@ class Library:
     def vector_isa(self) -> str:
         """The variant of the vector loops in use: ``avx512``, ``avx2`` or ``baseline``."""
         return str(self._c.pds_vector_isa().decode())
+
+    @property
+    def onednn_version(self) -> str:
+        """Of the library in Paddle's wheel, such as ``3.6.2``."""
+        return str(self._c.pds_onednn_version().decode())
 
 
 @functools.cache
@@ -108,40 +123,50 @@ def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p | None:
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
 
 
-class _PackedLinear:
-    """A layer whose weights live in the library; subclasses name the functions that pack, free and run it."""
-
-    _pack: str
-    _free: str
-    _operator: str
-
-    def __init__(self, weight: Int8Array, weight_scale: FloatArray, bias: FloatArray | None) -> None:
-        self._library = library()
-        self.num_out, self.num_in = weight.shape
-        arrays = np.ascontiguousarray(weight), np.ascontiguousarray(weight_scale, np.float32)
-        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        sizes = ctypes.c_int64(self.num_out), ctypes.c_int64(self.num_in)
-        self.handle = self._library.call(self._pack, *map(_pointer, (*arrays, bias)), *sizes)
-        self._num_small = self.num_out * (1 + (bias is not None))
-        self._finalizer = weakref.finalize(self, self._library.release, self._free, self.handle)
-
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._library.run(self._operator, x, self.handle)[0]
-
-
-class NativeWeightOnlyLinear(_PackedLinear):
+class NativeWeightOnlyLinear:
     """W8A16 layer; same contract as ``weight_only_linear.ReferenceWeightOnlyLinear``."""
 
-    _pack, _free, _operator = "pds_pack_weight_only", "pds_free_weight_only", "pds_weight_only_linear"
+    def __init__(self, weight: Int8Rows, weight_scale: FloatArray, bias: FloatArray | None) -> None:
+        self._library = library()
+        stacked = np.ascontiguousarray(stack(weight))
+        self.num_out, self.num_in = stacked.shape
+        small, sizes = _small(weight_scale, bias), _sizes(stacked.shape)
+        self._num_small = sum(0 if array is None else array.size for array in small)
+        self._handle = self._library.call("pds_pack_weight_only", _pointer(stacked), *map(_pointer, small), *sizes)
+        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_float_linear", self._handle)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self._library.run("pds_float_linear", x, self._handle)[0]
 
     def weight_bytes(self) -> dict[str, int]:
         return {"int8": self.num_out * self.num_in, "float32": 4 * self._num_small}
 
 
-class NativeInt8Linear(_PackedLinear):
-    """W8A8 layer on oneDNN; same contract as ``int8_linear.ReferenceInt8Linear``."""
+class NativeInt8Linear:
+    """W8A8 layer on oneDNN; same contract as ``int8_linear.ReferenceInt8Linear``.
 
-    _pack, _free, _operator = "pds_pack_linear", "pds_free_linear", "pds_int8_linear"
+    Weights that come in pieces of whole groups of 64 rows are packed piece by piece, without a copy of the whole.
+    """
+
+    def __init__(self, weight: Int8Rows, weight_scale: FloatArray, bias: FloatArray | None) -> None:
+        self._library = library()
+        pieces = iter([weight] if isinstance(weight, np.ndarray) else weight)
+        beginning = next(pieces)
+        self.num_out, self.num_in = len(weight_scale), beginning.shape[1]
+        small = _small(weight_scale, bias)
+        self._num_small = sum(0 if array is None else array.size for array in small)
+        shape = _sizes((self.num_out, self.num_in))
+        self.handle = self._library.call("pds_new_linear", *map(_pointer, small), *shape)
+        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_linear", self.handle)
+        handle, first = ctypes.c_int64(self.handle), 0
+        for piece in _aligned(itertools.chain([beginning], pieces)):
+            self._library.call("pds_pack_rows", handle, _pointer(piece), *_sizes((first, len(piece))))
+            first += len(piece)
+        assert first == self.num_out
+        self._library.call("pds_finish_linear", handle)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self._library.run("pds_int8_linear", x, self.handle)[0]
 
     def give_away(self) -> int:
         """The handle, for a decoder that takes the layer over; this object must not be called afterwards."""
@@ -160,6 +185,45 @@ class NativeInt8Linear(_PackedLinear):
         return text.value.decode()
 
 
+def _aligned(pieces: Iterator[Int8Array]) -> Iterator[Int8Array]:
+    """The same rows in pieces that begin at a multiple of 64 rows: as they come, or put together where they do not fit."""
+    for piece in pieces:
+        if len(piece) % _PACKED_ROWS:
+            yield np.ascontiguousarray(np.concatenate([piece, *pieces]))
+            return
+        yield np.ascontiguousarray(piece)
+
+
+def _small(weight_scale: FloatArray, bias: FloatArray | None) -> tuple[FloatArray, FloatArray | None]:
+    return np.ascontiguousarray(weight_scale, np.float32), None if bias is None else np.ascontiguousarray(bias, np.float32)
+
+
+def _sizes(shape: tuple[int, ...]) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in shape]
+
+
+class NativeDenseLinear:
+    """Layer in bfloat16 or float32 over the given tensor; same contract as ``dense_linear.ReferenceDenseLinear``."""
+
+    def __init__(self, weight: paddle.Tensor, bias: paddle.Tensor | None) -> None:
+        self._library = library()
+        self._weight = weight.contiguous()  # kept: the library reads it where it lies
+        self._bias = bias
+        half = {paddle.bfloat16: 1, paddle.float32: 0}[weight.dtype]
+        values = None if bias is None else np.ascontiguousarray(bias.numpy(), np.float32)
+        pointer = ctypes.c_void_p(self._weight.data_ptr())
+        self._handle = self._library.call(
+            "pds_borrow_dense", pointer, ctypes.c_int64(half), _pointer(values), *_sizes(weight.shape)
+        )
+        self._finalizer = weakref.finalize(self, self._library.release, "pds_free_float_linear", self._handle)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self._library.run("pds_float_linear", x, self._handle)[0]
+
+    def weight_bytes(self) -> dict[str, int]:
+        return dense_linear.weight_bytes(self._weight, self._bias)
+
+
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
     """See ``rms_norm.reference``."""
     return library().run("pds_rms_norm", x, weight, eps)[0]
@@ -175,26 +239,43 @@ def rotary(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.T
     return library().run("pds_rotary", x, cos, sin)[0]
 
 
-def make_cache(num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int) -> KvCache:
-    """Keys ``[layers, blocks, kv_heads, head_dim, 16]``, values ``[layers, blocks, kv_heads, 16, head_dim padded to 16]``."""
+def make_cache(
+    num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: KvDtype = "float32"
+) -> KvCache:
+    """Keys ``[layers, blocks, kv_heads, head_dim, 16]``, values ``[layers, blocks, kv_heads, 16, head_dim padded to 16]``.
+
+    The scales of an ``int8`` cache are ``[layers, blocks, kv_heads, 16]``.
+    """
     if block_tokens != BLOCK_TOKENS:
         raise KernelError(f"cache.block_tokens is {block_tokens}; the compiled attention has {BLOCK_TOKENS}")
     padded = -(-head_dim // BLOCK_TOKENS) * BLOCK_TOKENS
+    scales = [num_layers, num_blocks, kv_heads, BLOCK_TOKENS] if dtype == "int8" else [num_layers]
     return KvCache(
-        keys=paddle.empty([num_layers, num_blocks, kv_heads, head_dim, BLOCK_TOKENS]),
-        values=paddle.empty([num_layers, num_blocks, kv_heads, BLOCK_TOKENS, padded]),
+        keys=paddle.empty([num_layers, num_blocks, kv_heads, head_dim, BLOCK_TOKENS], dtype=dtype),
+        values=paddle.empty([num_layers, num_blocks, kv_heads, BLOCK_TOKENS, padded], dtype=dtype),
+        key_scales=paddle.empty(scales),
+        value_scales=paddle.empty(scales),
     )
 
 
+def _tensors(cache: KvCache) -> tuple[Any, ...]:
+    return cache.keys, cache.values, cache.key_scales, cache.value_scales
+
+
 def kv_write(cache: KvCache, layer: int, key: paddle.Tensor, value: paddle.Tensor, slots: paddle.Tensor) -> None:
-    """See ``paged_attention.write_reference``."""
-    library().run("pds_kv_write", cache.keys[layer], cache.values[layer], key, value, slots)
+    """See ``paged_attention.kv_write``."""
+    library().run("pds_kv_write", *_tensors(cache), key, value, slots, layer)
 
 
 def paged_attention(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout) -> paddle.Tensor:
     """See ``paged_attention.reference``."""
-    starts, contexts, tables = layout.device_tables
-    return library().run("pds_paged_attention", query, cache.keys[layer], cache.values[layer], starts, contexts, tables)[0]
+    return library().run("pds_paged_attention", query, *_tensors(cache), *layout.device_tables, layer)[0]
+
+
+def candidates(logits: paddle.Tensor, num_tokens: int, temperatures: FloatArray, count: int) -> Candidates:
+    """See ``candidates.reference``."""
+    found = library().run("pds_candidates", logits, paddle.to_tensor(temperatures), num_tokens, count)
+    return Candidates(*(tensor.numpy() for tensor in found))
 
 
 class FusedDecoder:
@@ -202,7 +283,7 @@ class FusedDecoder:
 
     def __init__(self, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
         self._library = library()
-        sizes = [ctypes.c_int64(value) for value in (hidden, inner, heads, kv_heads, head_dim)]
+        sizes = _sizes((hidden, inner, heads, kv_heads, head_dim))
         self._handle = self._library.call("pds_new_decoder", *sizes, ctypes.c_float(eps))
         self._finalizer = weakref.finalize(self, self._library.release, "pds_free_decoder", self._handle)
         self._bytes: dict[str, int] = {}
@@ -219,7 +300,7 @@ class FusedDecoder:
         """float32 [T, H] -> float32 [T, H], before the final norm."""
         tables = layout.device_tables
         more = (layout.slots, layout.cos, layout.sin)
-        return self._library.run("pds_decoder", x, cache.keys, cache.values, *tables, *more, self._handle)[0]
+        return self._library.run("pds_decoder", x, *_tensors(cache), *tables, *more, self._handle)[0]
 
     def weight_bytes(self) -> dict[str, int]:
         return dict(self._bytes)

@@ -16,6 +16,7 @@ from typing import Any
 from paddle_ds.devices.base import Device
 from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels import (
+    candidates,
     dense_linear,
     int8_linear,
     native,
@@ -25,6 +26,7 @@ from paddle_ds.kernels import (
     silu_mul,
     weight_only_linear,
 )
+from paddle_ds.kernels.candidates import Candidates
 from paddle_ds.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Kernels:
     int8_linear: Callable[..., Any]
     weight_only_linear: Callable[..., Any]
     dense_linear: Callable[..., Any]
+    candidates: Callable[..., Candidates]
     #: makes an object that runs all layers at once, or ``None``
     fused_decoder: Callable[..., Any] | None
     #: operator -> name of the implementation that was chosen
@@ -96,7 +99,8 @@ _TABLE: dict[str, list[Implementation]] = {
     ),
     "int8_linear": _rows(native.NativeInt8Linear, int8_linear.ReferenceInt8Linear),
     "weight_only_linear": _rows(native.NativeWeightOnlyLinear, weight_only_linear.ReferenceWeightOnlyLinear),
-    "dense_linear": [Implementation(REFERENCE, dense_linear.ReferenceDenseLinear)],
+    "dense_linear": _rows(native.NativeDenseLinear, dense_linear.ReferenceDenseLinear),
+    "candidates": _rows(native.candidates, candidates.reference),
     "fused_decoder": _rows(native.FusedDecoder, None),
 }
 

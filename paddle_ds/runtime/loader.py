@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 
 #: an embedding table of this size or more stays in its file: a step needs a few rows of it
 _MAPPED_FROM_BYTES = 64 << 20
+#: rows of an INT8 weight that are packed at a time: a multiple of every packing's group of rows
+_PIECE_ROWS = 8192
 
 
 def load_decoder(
@@ -50,13 +52,16 @@ class _CheckpointSource:
 
     def linear(self, *prefixes: str) -> Linear:
         parts = [self._load(prefix) for prefix in prefixes]
+        names = [f"{prefix}.weight" for prefix in prefixes]
         schemes = [scheme for _, scheme in parts]
         if len(set(schemes)) == 1:
-            layer = self._make_linear([weight for weight, _ in parts], schemes[0], self._bias(prefixes))
+            layer = self._make_linear([weight for weight, _ in parts], schemes[0], self._bias(prefixes), names)
         else:  # the checkpoint's author left one of q, k, v in floating point
-            named = zip(prefixes, parts, strict=True)
-            layer = SideBySide([self._make_linear([w], scheme, self._bias((name,))) for name, (w, scheme) in named])
-        self._release(*(f"{prefix}.weight" for prefix in prefixes))
+            named = zip(prefixes, names, parts, strict=True)
+            layer = SideBySide(
+                [self._make_linear([w], scheme, self._bias((prefix,)), [name]) for prefix, name, (w, scheme) in named]
+            )
+        self._release(*names)
         return layer
 
     def embedding(self, name: str) -> Embedding | MappedEmbedding:
@@ -81,12 +86,12 @@ class _CheckpointSource:
         if not self._checkpoint.config.tie_word_embeddings:
             return self.linear("lm_head")
         scheme = self._head_scheme()
-        if scheme == "dense" and isinstance(embedding, Embedding) and embedding.weight.dtype == paddle.float32:
+        if scheme == "dense" and isinstance(embedding, Embedding) and embedding.weight.dtype != paddle.float16:
             return Shared(self._kernels.dense_linear(embedding.weight, None))
         name = "model.embed_tokens.weight"
         weight = self._read(name)
         assert isinstance(weight, DenseTensor)
-        layer = self._make_linear([weight if scheme == "dense" else quantize_dense(weight)], scheme, None)
+        layer = self._make_linear([weight if scheme == "dense" else quantize_dense(weight)], scheme, None, [name])
         self._release(name)
         return layer
 
@@ -116,17 +121,34 @@ class _CheckpointSource:
             return None
         return np.concatenate([self._read(f"{prefix}.bias").to_float32() for prefix in prefixes])
 
-    def _make_linear(self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: FloatArray | None) -> Linear:
+    def _make_linear(
+        self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: FloatArray | None, names: Sequence[str]
+    ) -> Linear:
         if scheme == "dense":
-            dense = [weight.to_float32() for weight in weights]
-            stacked = dense[0] if len(dense) == 1 else np.concatenate(dense)
-            return self._kernels.dense_linear(paddle.to_tensor(stacked), None if bias is None else paddle.to_tensor(bias))
+            stacked = _stack_dense(weights)
+            return self._kernels.dense_linear(stacked, None if bias is None else paddle.to_tensor(bias))
         integers = [weight for weight in weights if isinstance(weight, Int8Weight)]
         assert len(integers) == len(weights)
-        values = integers[0].values if len(integers) == 1 else np.concatenate([part.values for part in integers])
         scales = np.concatenate([part.scales for part in integers])
         operator = self._kernels.int8_linear if scheme == "w8a8" else self._kernels.weight_only_linear
-        return operator(values, scales, bias)
+        return operator(_pieces(integers, lambda: self._release(*names)), scales, bias)
+
+
+def _pieces(weights: list[Int8Weight], release: Callable[[], None]) -> Iterator[npt.NDArray[np.int8]]:
+    """The rows of all weights in pieces; ``release`` is called after each, so that a large source is never resident whole."""
+    for weight in weights:
+        for first in range(0, len(weight.values), _PIECE_ROWS):
+            yield weight.values[first : first + _PIECE_ROWS]
+            release()
+
+
+def _stack_dense(weights: list[DenseTensor | Int8Weight]) -> paddle.Tensor:
+    """One tensor of all rows: bfloat16 where every part is, else float32."""
+    if all(isinstance(weight, DenseTensor) and weight.dtype == "bfloat16" for weight in weights):
+        parts: list[npt.NDArray[np.generic]] = [np.ascontiguousarray(weight.values) for weight in weights]
+    else:
+        parts = [weight.to_float32() for weight in weights]
+    return paddle.to_tensor(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def to_paddle(tensor: DenseTensor) -> paddle.Tensor:

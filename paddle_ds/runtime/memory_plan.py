@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from paddle_ds.checkpoints.base import StoredTensor
-from paddle_ds.config.engine import EngineConfig
+from paddle_ds.config.engine import EngineConfig, KvDtype
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe
 from paddle_ds.config.tensors import Role, model_specs
@@ -19,6 +19,7 @@ _BASE_BYTES = 400 << 20
 #: share of the memory left after the weights that the KV cache takes where nobody says otherwise
 _CACHE_SHARE = 0.5
 _FLOAT_BYTES = 4
+_KV_WIDTHS = {"float32": 4, "bfloat16": 2, "int8": 1}
 #: blocks of a floating-point weight that are widened, divided and rounded at a time
 _ROUNDING_BYTES = 32 << 20
 #: the reference operators' temporaries: converted weights, their slices, gathered keys and values, attention scores
@@ -36,6 +37,7 @@ class MemoryPlan:
     base_bytes: int
     num_blocks: int
     block_tokens: int
+    kv_dtype: KvDtype
     kv_bytes_per_token: int
     #: what was asked for; ``None`` where nothing was
     requested_context_tokens: int | None
@@ -65,7 +67,8 @@ def make_plan(
         ConfigError: the requested context is longer than the model or the requested cache allows.
     """
     weights = weight_bytes(model, recipe, stored)
-    per_token = kv_bytes_per_token(model)
+    dtype = kv_dtype(model, engine)
+    per_token = kv_bytes_per_token(model, dtype)
     wanted = engine.max_context_tokens or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
         raise ConfigError(f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}")
@@ -83,6 +86,7 @@ def make_plan(
         base_bytes=_BASE_BYTES,
         num_blocks=num_blocks,
         block_tokens=block,
+        kv_dtype=dtype,
         kv_bytes_per_token=per_token,
         requested_context_tokens=engine.max_context_tokens,
         max_context_tokens=min(wanted, num_blocks * block),
@@ -109,10 +113,18 @@ def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
         )
 
 
-def kv_bytes_per_token(model: ModelConfig) -> int:
-    """Keys and values of one token in all layers; the compiled operators pad a head's values to a multiple of 16 floats."""
+def kv_dtype(model: ModelConfig, engine: EngineConfig) -> KvDtype:
+    """What the cache holds under ``engine``."""
+    if engine.cache.dtype != "auto":
+        return engine.cache.dtype
+    return "float32" if model.stored_dtype == "float32" else "bfloat16"
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: KvDtype) -> int:
+    """Keys and values of one token in all layers; the compiled operators pad a head's values to a multiple of 16 elements."""
     padded_dim = -(-model.head_dim // 16) * 16
-    return model.num_layers * model.num_kv_heads * (model.head_dim + padded_dim) * _FLOAT_BYTES
+    head = (model.head_dim + padded_dim) * _KV_WIDTHS[dtype] + (2 * _FLOAT_BYTES if dtype == "int8" else 0)
+    return model.num_layers * model.num_kv_heads * head
 
 
 def _num_blocks(engine: EngineConfig, context_tokens: int, per_token: int, free_bytes: int) -> int:
@@ -145,19 +157,23 @@ def weight_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, Stored
             add(stored[spec.name].dtype, stored[spec.name].nbytes)
         else:
             prefix = spec.name.removesuffix(".weight")
-            _add_linear(add, recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8"), spec.shape)
+            _add_linear(
+                add, recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8"), spec.shape, stored[spec.name].dtype
+            )
     if model.tie_word_embeddings:
         shape = (model.vocab_size, model.hidden_size)
         scheme = recipe.scheme("lm_head", stored_int8=False)
-        # a float32 table serves as embedding and head at once
-        if scheme != "dense" or stored["model.embed_tokens.weight"].dtype != "float32":
-            _add_linear(add, scheme, shape)
+        # a table serves as embedding and head at once, but for float16, which no dense layer multiplies by
+        if scheme != "dense" or stored["model.embed_tokens.weight"].dtype == "float16":
+            _add_linear(add, scheme, shape, stored["model.embed_tokens.weight"].dtype)
     return total
 
 
-def _add_linear(add, scheme: str, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def _add_linear(add, scheme: str, shape: tuple[int, ...], stored_dtype: str) -> None:  # type: ignore[no-untyped-def]
     elements = shape[0] * shape[1]
-    if scheme == "dense":
+    if scheme == "dense" and stored_dtype == "bfloat16":
+        add("bfloat16", 2 * elements)
+    elif scheme == "dense":
         add("float32", elements * _FLOAT_BYTES)
     else:
         add("int8", elements)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
+from paddle_ds.kernels.cache import KvDtype
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.layers import RotaryTable
 from paddle_ds.models import Decoder
@@ -16,13 +17,15 @@ from paddle_ds.sched import Chunk, SampledToken, StepPlan
 class ModelRunner:
     """A decoder with its cache and sampler."""
 
-    def __init__(self, decoder: Decoder, sampler: Sampler, *, num_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self, decoder: Decoder, sampler: Sampler, *, num_blocks: int, block_tokens: int, kv_dtype: KvDtype = "float32"
+    ) -> None:
         self.decoder = decoder
         self._sampler = sampler
         self.block_tokens = block_tokens
         self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
-        self._cache = decoder.make_cache(num_blocks, block_tokens)
+        self._cache = decoder.make_cache(num_blocks, block_tokens, kv_dtype)
 
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """One token for each chunk of the plan that asks for one, in the plan's order."""
@@ -31,8 +34,8 @@ class ModelRunner:
             rows = [row for row, chunk in zip(_last_rows(plan.chunks), plan.chunks, strict=True) if chunk.sample]
             if not rows:
                 return []
-            logits = self.decoder.logits(_take_rows(hidden, rows)).numpy()
-        return self._sampler.sample(logits, [chunk.request for chunk in plan.chunks if chunk.sample])
+            logits = self.decoder.logits(_take_rows(hidden, rows))
+            return self._sampler.sample(logits, [chunk.request for chunk in plan.chunks if chunk.sample])
 
     def all_logits(self, plan: StepPlan) -> npt.NDArray[np.float32]:
         """Logits of every position of the plan, float32 [T, vocab]: for evaluation and tests."""

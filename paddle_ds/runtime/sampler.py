@@ -6,13 +6,16 @@ top-k, top-p, min-p and one draw. Reported log probabilities are those of the mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import paddle
 
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.errors import InternalError
+from paddle_ds.kernels.candidates import Candidates, reference
 from paddle_ds.sched import Request, SampledToken
 
 FloatRow = npt.NDArray[np.float32]
@@ -28,36 +31,74 @@ class Sampler:
 
     Args:
         num_tokens: ids of the tokenizer; rows of the head beyond them are padding and are never sampled.
+        choose: the operator that finds a row's most likely tokens, see ``kernels.candidates``.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, choose: Callable[..., Candidates] = reference) -> None:
         self._num_tokens = num_tokens
+        self._choose = choose
 
-    def sample(self, logits: npt.NDArray[np.float32], requests: Sequence[Request]) -> list[SampledToken]:
+    def sample(self, logits: paddle.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
         """``logits`` float32 [S, vocab], one row a request.
 
         Raises:
             InternalError: a row is not finite.
         """
-        logits = logits[:, : self._num_tokens]
-        best = logits.argmax(axis=-1)
-        peaks = logits[np.arange(len(logits)), best]  # argmax points at a NaN where there is one
-        if not np.isfinite(peaks).all():
-            broken = [request.request_id for request, peak in zip(requests, peaks, strict=True) if not np.isfinite(peak)]
+        adjusted = self._adjusted(logits, requests)
+        temperatures = np.array([request.params.temperature for request in requests], np.float32)
+        count = max(_num_candidates(request.params, self._num_tokens) for request in requests)
+        found = self._choose(adjusted, self._num_tokens, temperatures, count)
+        if not np.isfinite(found.values[:, 0]).all():
+            broken = [r.request_id for r, peak in zip(requests, found.values[:, 0], strict=True) if not np.isfinite(peak)]
             raise InternalError(f"the model's logits are not finite for request {', '.join(broken)}")
-        return [self._sample_row(logits[row], int(best[row]), request) for row, request in enumerate(requests)]
+        chosen = [self._token(adjusted, found, row, request) for row, request in enumerate(requests)]
+        return self._with_logprobs(logits, chosen, requests)
 
-    def _sample_row(self, row: FloatRow, best: int, request: Request) -> SampledToken:
-        params = request.params
-        if _changes_logits(request):
-            adjusted = _adjust(row.copy(), request)
-            best = int(adjusted.argmax())
-        else:
-            adjusted = row
-        token_id = best if params.temperature == 0 else _draw(adjusted, best, request)
-        if params.logprobs is None:
-            return SampledToken(token_id)
-        return _with_logprobs(row, token_id, params.logprobs)
+    def _adjusted(self, logits: paddle.Tensor, requests: Sequence[Request]) -> paddle.Tensor:
+        changed = [row for row, request in enumerate(requests) if _changes_logits(request)]
+        if not changed:
+            return logits
+        rows = logits.numpy().copy()
+        for row in changed:
+            _adjust(rows[row, : self._num_tokens], requests[row])
+        return paddle.to_tensor(rows)
+
+    def _token(self, logits: paddle.Tensor, found: Candidates, row: int, request: Request) -> int:
+        if request.params.temperature == 0:
+            return int(found.ids[row, 0])
+
+        def everything() -> FloatRow:
+            values: FloatRow = logits[row].numpy()[: self._num_tokens]
+            return values
+
+        ids, weights = _distribution(found.ids[row], found.values[row], float(found.totals[row]), everything, request.params)
+        cumulative = np.cumsum(weights)  # a draw inverts it at one uniform number
+        position = int(np.searchsorted(cumulative, uniform(request) * cumulative[-1], side="right"))
+        return int(ids[min(position, len(ids) - 1)])
+
+    def _with_logprobs(self, logits: paddle.Tensor, chosen: Sequence[int], requests: Sequence[Request]) -> list[SampledToken]:
+        counts = [request.params.logprobs for request in requests]
+        asked = [row for row, count in enumerate(counts) if count is not None]
+        tokens = [SampledToken(token_id) for token_id in chosen]
+        if not asked:
+            return tokens
+        rows = paddle.gather(logits, paddle.to_tensor(asked))
+        most = min(max(count or 1 for count in counts), self._num_tokens)
+        found = self._choose(rows, self._num_tokens, np.ones(len(asked), np.float32), most)
+        for index, row in enumerate(asked):
+            log_total = float(found.values[index, 0]) + math.log(float(found.totals[index]))
+            count = min(counts[row] or 0, most)
+            pairs = zip(found.ids[index, :count], found.values[index, :count], strict=True)
+            top = tuple((int(token_id), float(value) - log_total) for token_id, value in pairs)
+            tokens[row] = SampledToken(chosen[row], float(rows[index, chosen[row]]) - log_total, top)
+        return tokens
+
+
+def _num_candidates(params: SamplingParams, num_tokens: int) -> int:
+    """Most likely tokens that a request with ``params`` looks at; one where it wants the best, or all of them."""
+    if params.temperature == 0 or not (params.top_k or params.top_p < 1 or params.min_p > 0):
+        return 1
+    return min(params.top_k or _TOP_P_CANDIDATES, num_tokens)
 
 
 def _changes_logits(request: Request) -> bool:
@@ -90,36 +131,35 @@ def _adjust(row: FloatRow, request: Request) -> FloatRow:
     return row
 
 
-def _draw(row: FloatRow, best: int, request: Request) -> int:
-    """One token from the truncated distribution, by inverting its cumulative sum at one uniform number."""
-    ids, weights = _distribution(row, best, request.params)
-    cumulative = np.cumsum(weights)
-    position = int(np.searchsorted(cumulative, uniform(request) * cumulative[-1], side="right"))
-    return int(ids[min(position, len(ids) - 1)])
+def _distribution(
+    ids: IdRow, values: FloatRow, total: float, everything: Callable[[], FloatRow], params: SamplingParams
+) -> tuple[IdRow, Weights]:
+    """Ids that are left and their weights (probabilities up to a common factor).
 
+    Args:
+        ids, values: the most likely ids by falling logit, and their logits.
+        total: sum of all weights.
+        everything: gives the whole row, for what the most likely ids do not settle.
+    """
 
-def _distribution(row: FloatRow, best: int, params: SamplingParams) -> tuple[IdRow, Weights]:
-    """Ids that are left and their weights (probabilities up to a common factor)."""
-
-    def weigh(values: FloatRow) -> Weights:
+    def weigh(logits: FloatRow) -> Weights:
         with np.errstate(over="ignore"):  # a tiny temperature: all but the best go to exp(-inf) = 0
-            return np.exp((values.astype(np.float64) - float(row[best])) / params.temperature)
+            return np.exp((logits.astype(np.float64) - float(values[0])) / params.temperature)
 
     if params.top_k:
-        ids = top_ids(row, min(params.top_k, len(row)))
-        weights = weigh(row[ids])
+        ids = ids[: params.top_k]
+        weights = weigh(values[: params.top_k])
         total = float(weights.sum())
     elif params.top_p == 1 and params.min_p == 0:
+        row = everything()
         return np.arange(len(row)), weigh(row)
     else:
-        everything = weigh(row)
-        total = float(everything.sum())
-        ids = top_ids(row, min(_TOP_P_CANDIDATES, len(row)))
-        weights = everything[ids]
+        weights = weigh(values)
         reaches_top_p = params.top_p < 1 and weights.sum() >= params.top_p * total
         if not (reaches_top_p or weights[-1] < params.min_p):
-            ids = top_ids(row, len(row))
-            weights = everything[ids]
+            row = everything()
+            ids = np.argsort(-row, kind="stable")
+            weights = weigh(row[ids])
     keep = _truncate(weights, total, params)
     return ids[:keep], weights[:keep]
 
@@ -135,24 +175,7 @@ def _truncate(weights: Weights, total: float, params: SamplingParams) -> int:
     return max(keep, 1)
 
 
-def top_ids(row: FloatRow, count: int) -> IdRow:
-    """The ``count`` ids with the largest logits, by falling logit, ties by rising id."""
-    if count < len(row):
-        threshold = np.partition(row, len(row) - count)[len(row) - count]
-        ids = np.flatnonzero(row >= threshold)
-    else:
-        ids = np.arange(len(row))
-    return ids[np.argsort(-row[ids], kind="stable")][:count]
-
-
 def uniform(request: Request) -> float:
     """A number in [0, 1) that depends on the request's seed and the token's position, on nothing else."""
     generator = np.random.Philox(key=request.seed & (2**64 - 1), counter=request.num_output_tokens)
     return float(np.random.Generator(generator).random())
-
-
-def _with_logprobs(row: FloatRow, token_id: int, count: int) -> SampledToken:
-    peak = float(row.max())
-    log_total = peak + float(np.log(np.exp(row.astype(np.float64) - peak).sum()))
-    top = tuple((int(i), float(row[i]) - log_total) for i in top_ids(row, min(count, len(row)))) if count else ()
-    return SampledToken(token_id, float(row[token_id]) - log_total, top)

@@ -11,6 +11,7 @@ import click
 from paddle_ds import logs
 from paddle_ds import settings as settings_table
 from paddle_ds.cli.options import engine_config, engine_options
+from paddle_ds.engine.progress_bar import LoadingBar
 from paddle_ds.ipc.messages import EngineInfo
 from paddle_ds_serving.supervisor import ServeOptions, Supervisor
 
@@ -31,8 +32,14 @@ def serve(host: str, port: int, workers: int, grace: float, **engine: Any) -> No
     settings = settings_table.load()
     logs.configure(settings.log_level, settings.log_format)
     options = ServeOptions(host, port, workers, grace)
-    supervisor = Supervisor(engine_config(settings, **engine), options, settings, lambda info: _announce(info, options))
-    sys.exit(supervisor.run())
+    with LoadingBar(sys.stderr.isatty() and settings.log_format == "text") as bar:
+
+        def ready(info: EngineInfo) -> None:
+            bar.close()
+            _announce(info, options)
+
+        status = Supervisor(engine_config(settings, **engine), options, settings, ready, bar).run()
+    sys.exit(status)
 
 
 def _announce(info: EngineInfo, options: ServeOptions) -> None:

@@ -122,12 +122,18 @@ class Supervisor:
     """Runs until it is told to stop."""
 
     def __init__(
-        self, config: EngineConfig, options: ServeOptions, settings: Settings, on_ready: Callable[[EngineInfo], None]
+        self,
+        config: EngineConfig,
+        options: ServeOptions,
+        settings: Settings,
+        on_ready: Callable[[EngineInfo], None],
+        on_progress: Callable[[float], None],
     ) -> None:
         self._config = config
         self._options = options
         self._settings = settings
         self._on_ready = on_ready
+        self._on_progress = on_progress
         self._stopping = False  # set by a signal; an Event could be caught holding its own lock
         self._run_dir = Path(settings.runtime_dir) / f"serve-{os.getpid()}"
         self._socket_path = self._run_dir / "engine.sock"
@@ -160,6 +166,7 @@ class Supervisor:
             self.http.watch()
             info = client.info
             if client.connected and info is not None and info.boot_id != announced:
+                self._on_progress(info.progress)
                 if info.state == "ready":
                     announced = info.boot_id
                     self._on_ready(info)

@@ -28,6 +28,12 @@ def test_answers_in_two_languages(server: Server, question: str, answer: str) ->
     assert answer in response.json()["choices"][0]["message"]["content"]
 
 
+def test_health_counts_the_layers_by_what_they_run_on(server: Server) -> None:
+    model = server.health()[1]["model"]
+    assert sum(model["int8_products"].values()) == 4 * 4 + 1
+    assert model["isa_caps"] == {}
+
+
 def test_http_and_python_give_the_same_answer(server: Server) -> None:
     texts = ["12+7", "81-46", "3+4"]
     outputs = LLM(num_threads=1).chat([[{"role": "user", "content": text}] for text in texts], SamplingParams(temperature=0))

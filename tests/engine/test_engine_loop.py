@@ -30,6 +30,7 @@ class FakeServer:
         self.sent: list[tuple[bytes, Step]] = []
         self.stats: list[Stats] = []
         self.stop_early = False
+        self.num_bad_frames = 3
 
     def receive(self, timeout_s: float | None = None) -> FromWorker | WorkerGone | None:
         if self._script:
@@ -185,5 +186,5 @@ def test_figures_are_published() -> None:
     stats = run([submit()]).stats[0]
     assert (stats.num_blocks, stats.num_free_blocks, stats.num_running, stats.num_waiting) == (64, 63, 1, 0)
     assert (stats.prompt_tokens_total, stats.generation_tokens_total, stats.steps_total) == (3, 1, 1)
-    assert (stats.preemptions_total, stats.fallback_ops) == (0, {"op": 1})
+    assert (stats.preemptions_total, stats.fallback_ops, stats.bad_frames_total) == (0, {"op": 1}, 3)
     assert stats.rss_bytes > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_ds.config.engine import EngineConfig, SchedulerConfig
+from paddle_ds.config.engine import CacheConfig, EngineConfig, KvDtype, SchedulerConfig
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.engine.core import Engine, Limits
 from paddle_ds.engine.llm import LLM
@@ -25,9 +26,17 @@ MODEL = Path(__file__).parents[2] / "paddle_ds" / "assets" / "tiny-r1"
 NUM_BLOCKS = 96
 
 
+KV_DTYPES: tuple[KvDtype, ...] = ("float32", "bfloat16", "int8")
+
+
 @pytest.fixture(scope="module")
-def runner() -> ModelRunner:
-    return LLM(config=EngineConfig(model=str(MODEL), quant="w8a8")).loaded.runner
+def runners() -> dict[KvDtype, ModelRunner]:
+    """One model with a cache of each type."""
+    caches = {dtype: CacheConfig(dtype=dtype, max_tokens=16 * NUM_BLOCKS) for dtype in KV_DTYPES}
+    return {
+        dtype: LLM(config=EngineConfig(model=str(MODEL), quant="w8a8", max_context_tokens=1024, cache=cache)).loaded.runner
+        for dtype, cache in caches.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Job:
     prompt: tuple[int, ...]
     num_tokens: int
     temperature: float
+    top_p: float
     seed: int
     arrives: int = 0
 
@@ -51,7 +61,9 @@ def run(runner: ModelRunner, jobs: list[Job], *, max_batch_tokens: int, num_bloc
     while engine.has_work or any(job.arrives >= step for job in jobs):
         for index, job in enumerate(jobs):
             if job.arrives == step:
-                params = SamplingParams(temperature=job.temperature, seed=job.seed, max_tokens=job.num_tokens, logprobs=3)
+                params = SamplingParams(
+                    temperature=job.temperature, top_p=job.top_p, seed=job.seed, max_tokens=job.num_tokens, logprobs=3
+                )
                 engine.add(str(index), job.prompt, params)
         progress = engine.step()
         assert not progress.failed
@@ -67,6 +79,7 @@ job = st.builds(
     prompt=st.lists(ids, min_size=1, max_size=90).map(tuple),
     num_tokens=st.integers(1, 24),
     temperature=st.sampled_from([0.0, 1.0]),
+    top_p=st.sampled_from([0.9, 1.0]),
     seed=st.integers(0, 9),
     arrives=st.integers(0, 6),
 )
@@ -75,13 +88,14 @@ job = st.builds(
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(jobs=st.lists(job, min_size=1, max_size=32), max_batch_tokens=st.sampled_from([32, 33, 64, 512]), data=st.data())
 def test_bits_do_not_depend_on_the_schedule(
-    runner: ModelRunner, jobs: list[Job], max_batch_tokens: int, data: st.DataObject
+    runners: dict[KvDtype, ModelRunner], jobs: list[Job], max_batch_tokens: int, data: st.DataObject
 ) -> None:
+    runner = runners[data.draw(st.sampled_from(KV_DTYPES))]
     # few blocks: requests are preempted and computed again
     num_blocks = data.draw(st.sampled_from([8, 24, NUM_BLOCKS]))
     together = run(runner, jobs, max_batch_tokens=max_batch_tokens, num_blocks=num_blocks)
     index = data.draw(st.integers(0, len(jobs) - 1))
-    lone = Job(jobs[index].prompt, jobs[index].num_tokens, jobs[index].temperature, jobs[index].seed)
+    lone = dataclasses.replace(jobs[index], arrives=0)
     alone = run(runner, [lone], max_batch_tokens=512, num_blocks=NUM_BLOCKS)[0]
     assert together[index] == alone
 

@@ -13,7 +13,17 @@ import numpy.typing as npt
 import paddle
 import pytest
 
-from paddle_ds.kernels import int8_linear, native, paged_attention, rms_norm, rotary, silu_mul, weight_only_linear
+from paddle_ds.kernels import (
+    candidates,
+    dense_linear,
+    int8_linear,
+    native,
+    paged_attention,
+    rms_norm,
+    rotary,
+    silu_mul,
+    weight_only_linear,
+)
 from paddle_ds.kernels.layout import BatchLayout
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
@@ -161,9 +171,9 @@ class Ragged:
         self.values = [normal(before + new, kv_heads, dim, seed=70 + i) for i, (before, new) in enumerate(lengths)]
         self.queries = [normal(new, heads, dim, seed=700 + i) for i, (_, new) in enumerate(lengths)]
 
-    def attend(self, module: Any, members: list[int]) -> Array:
+    def attend(self, module: Any, members: list[int], dtype: str = "float32") -> Array:
         """Attention of some of the requests in one batch, float32 [T, heads * dim]."""
-        cache = module.make_cache(2, self.num_blocks, 16, self.kv_heads, self.dim)
+        cache = module.make_cache(2, self.num_blocks, 16, self.kv_heads, self.dim, dtype)
         for member in range(len(self.lengths)):
             positions = np.arange(sum(self.lengths[member]))
             slots = self.tables[member][positions // 16].astype(np.int64) * 16 + positions % 16
@@ -193,20 +203,93 @@ LENGTHS = [
 ]
 
 
+KV_DTYPES = ["float32", "bfloat16", "int8"]
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 2), (6, 2, 32), (8, 4, 8), (12, 2, 128), (3, 3, 80)])
-def test_paged_attention(lengths: list[tuple[int, int]], heads: int, kv_heads: int, dim: int) -> None:
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 2), (6, 2, 32), (8, 4, 8), (12, 2, 128), (3, 3, 80), (100, 1, 6)])
+def test_paged_attention(lengths: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, dtype: str) -> None:
     batch = Ragged(lengths, heads, kv_heads, dim)
     members = list(range(len(lengths)))
-    assert np.abs(batch.attend(native, members) - batch.attend(paged_attention, members)).max() <= 1e-5
+    assert np.abs(batch.attend(native, members, dtype) - batch.attend(paged_attention, members, dtype)).max() <= 1e-5
 
 
-def test_attention_of_a_request_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_attention_of_a_request_does_not_depend_on_its_neighbours(dtype: str) -> None:
     batch = Ragged(LENGTHS[2], 12, 2, 128)
-    together = batch.attend(native, [0, 1, 2, 3])
+    together = batch.attend(native, [0, 1, 2, 3], dtype)
     starts = np.concatenate([[0], np.cumsum([new for _, new in LENGTHS[2]])])
     for member in range(4):
-        assert np.array_equal(batch.attend(native, [member]), together[starts[member] : starts[member + 1]])
+        assert np.array_equal(batch.attend(native, [member], dtype), together[starts[member] : starts[member + 1]])
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2.0**-7), ("int8", 2 / 127)])
+def test_a_smaller_cache_rounds_and_no_more(dtype: str, bound: float) -> None:
+    batch = Ragged([(70, 20)], 6, 2, 64)
+    exact, rounded = batch.attend(native, [0]), batch.attend(native, [0], dtype)
+    assert 0 < np.abs(exact - rounded).max() <= bound * max(np.abs(values).max() for values in batch.values)
+
+
+def test_a_long_context_and_a_long_prompt() -> None:
+    batch = Ragged([(4095, 2), (3, 600)], 4, 2, 64)
+    assert np.abs(batch.attend(native, [0, 1]) - batch.attend(paged_attention, [0, 1])).max() <= 1e-5
+
+
+def test_scores_of_any_size_are_weighed() -> None:
+    batch = Ragged([(0, 90)], 2, 2, 16)
+    batch.queries = [300 * query for query in batch.queries]  # all weight on one token, exp far below what a float holds
+    assert np.abs(batch.attend(native, [0]) - batch.attend(paged_attention, [0])).max() <= 2e-4
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [0, 1, 3, 5, 130])
+@pytest.mark.parametrize(("num_out", "num_in"), [(1, 1), (3, 5), (64, 172), (130, 1025), (33, 8960)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dense_linear(dtype: str, num_out: int, num_in: int, rows: int, bias: bool) -> None:
+    weight = paddle.to_tensor(normal(num_out, num_in)).astype(dtype)
+    offset = paddle.to_tensor(normal(num_out, seed=3)) if bias else None
+    ours = native.NativeDenseLinear(weight, offset)
+    reference = dense_linear.ReferenceDenseLinear(weight, offset)
+    x = paddle.to_tensor(normal(rows, num_in, seed=5))
+    assert close(ours(x), reference(x) if rows else paddle.zeros([0, num_out]), 1e-5)
+    assert ours.weight_bytes() == reference.weight_bytes()
+    alone = [ours(x[row : row + 1]).numpy() for row in range(min(rows, 3))]
+    assert all(np.array_equal(row, ours(x).numpy()[index : index + 1]) for index, row in enumerate(alone))
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 1024])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000, 151936])
+def test_candidates(size: int, count: int) -> None:
+    logits = np.round(3 * normal(5, size + 2, seed=size), 2 if size < 1000 else 4)  # equal ones among them
+    logits[:, size:] = 1e6  # padding of the vocabulary
+    logits[3] = np.sort(logits[3])
+    logits[4, :size] = 1.5
+    temperatures = np.array([0, 0.6, 1, 2, 0.1], np.float32)
+    count = min(count, size)
+    ours = native.candidates(paddle.to_tensor(logits), size, temperatures, count)
+    oracle = candidates.reference(paddle.to_tensor(logits), size, temperatures, count)
+    assert np.array_equal(ours.ids, oracle.ids)
+    assert np.array_equal(ours.values, oracle.values)
+    np.testing.assert_allclose(ours.totals, oracle.totals, rtol=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_comes_first(broken: float, temperature: float) -> None:
+    logits = normal(2, 300)
+    logits[1, 177] = broken
+    found = native.candidates(paddle.to_tensor(logits), 300, np.full(2, temperature, np.float32), 4)
+    assert found.ids[1, 0] == 177
+    assert not np.isfinite(found.values[1, 0])
+    assert np.isfinite(found.values[0, 0])
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45])
+def test_hardly_any_temperature_leaves_the_best(temperature: float) -> None:
+    found = native.candidates(paddle.to_tensor(np.array([[1, 3, 2]], np.float32)), 3, np.array([temperature], np.float32), 2)
+    assert found.ids[0, 0] == 1
+    assert found.totals[0] == 1
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])

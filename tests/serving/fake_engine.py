@@ -152,11 +152,15 @@ def ready_info(directory: Path, *, max_context_tokens: int = 64, boot_id: str = 
         weight_bytes={"int8": 1000, "float32": 24},
         load_s=1.5,
         created=1_700_000_000,
+        int8_products={"brg_matmul:avx512_core_vnni": 112, "own:avx2": 1},
+        vector_isa="avx2",
+        onednn_version="3.6.2",
+        isa_caps={"PADDLE_DS_MAX_ISA": "avx2"},
     )
     return EngineInfo(boot_id, "ready", 1, 1.0, model)
 
 
-STATS = Stats(2, 5, 100, 75, 123_456, 1000, 2000, 300, 1, {"int8_gemm@cpu": 7})
+STATS = Stats(2, 5, 100, 75, 123_456, 1000, 2000, 300, 1, {"int8_gemm@cpu": 7}, bad_frames_total=2)
 
 
 class FakeStream:

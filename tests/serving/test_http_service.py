@@ -25,7 +25,10 @@ def test_health_says_what_runs(server):
     assert body["model"]["name"] == "tiny-r1"
     assert body["model"]["quant"] == {"requested": "auto", "running": "w8a8"}
     assert body["model"]["kernels"] == {"int8_gemm": "reference"}
-    assert body["load"]["running"] == 2
+    assert body["model"]["int8_products"] == {"brg_matmul:avx512_core_vnni": 112, "own:avx2": 1}
+    assert (body["model"]["vector_isa"], body["model"]["onednn_version"]) == ("avx2", "3.6.2")
+    assert body["model"]["isa_caps"] == {"PADDLE_DS_MAX_ISA": "avx2"}
+    assert (body["load"]["running"], body["load"]["bad_frames"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

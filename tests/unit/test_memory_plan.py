@@ -47,7 +47,7 @@ GB = 10**9
 
 def inventory(model: ModelConfig, dtype: str = "bfloat16", *, int8: bool = False) -> dict[str, StoredTensor]:
     """What a checkpoint of ``model`` would list."""
-    width = {"float32": 4, "bfloat16": 2}[dtype]
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
     stored: dict[str, StoredTensor] = {}
     for spec in model_specs(model):
         quantised = int8 and spec.role is Role.LINEAR
@@ -79,9 +79,9 @@ SCALES = 4 * 28 * (1536 + 2 * 256 + 1536 + 2 * 8960 + 1536)
             False,
             {"bfloat16": 2 * EMBEDDING, "int8": LINEARS + EMBEDDING, "float32": NORMS_AND_BIASES + SCALES + 4 * 151936},
         ),
-        ("none", False, {"bfloat16": 2 * EMBEDDING, "float32": 4 * (LINEARS + EMBEDDING) + NORMS_AND_BIASES}),
-        ("auto", True, {"bfloat16": 2 * EMBEDDING, "int8": LINEARS, "float32": 4 * EMBEDDING + NORMS_AND_BIASES + SCALES}),
-        ("none", True, {"bfloat16": 2 * EMBEDDING, "float32": 4 * (LINEARS + EMBEDDING) + NORMS_AND_BIASES}),
+        ("none", False, {"bfloat16": 2 * (LINEARS + 2 * EMBEDDING), "float32": NORMS_AND_BIASES}),
+        ("auto", True, {"bfloat16": 4 * EMBEDDING, "int8": LINEARS, "float32": NORMS_AND_BIASES + SCALES}),
+        ("none", True, {"bfloat16": 4 * EMBEDDING, "float32": 4 * LINEARS + NORMS_AND_BIASES}),
     ],
 )
 def test_weights_of_the_distilled_qwen(quant: Quant, int8: bool, expected: dict[str, int]) -> None:
@@ -95,11 +95,11 @@ def test_other_names_for_int8_take_the_same_room(quant: Quant) -> None:
 
 def test_a_tied_head_is_counted_where_it_becomes_a_copy() -> None:
     tied = dataclasses.replace(TINY, tie_word_embeddings=True)
-    plain = weights_of(tied, "none", dtype="float32")
-    assert weights_of(tied, "none", dtype="bfloat16") == {
-        "bfloat16": 2 * 32 * 8,
-        "float32": plain["float32"],  # the table moved out, the head's float32 copy came in
-    }
+    table = 32 * 8
+    for dtype, width, copy in (("float32", 4, 0), ("bfloat16", 2, 0), ("float16", 2, 4 * table)):
+        alone, untied = weights_of(tied, "none", dtype=dtype), weights_of(TINY, "none", dtype=dtype)
+        head = width * table if dtype != "float16" else 4 * table  # no dense layer multiplies by float16
+        assert sum(untied.values()) - sum(alone.values()) == head - copy
     assert weights_of(tied, "w8a8", dtype="float32")["int8"] == weights_of(tied, "w8a8", int8=True)["int8"]
 
 
@@ -110,7 +110,18 @@ def test_layers_left_alone_are_counted_in_floating_point() -> None:
 
 
 def test_the_cache_holds_float32_keys_and_values_of_all_layers() -> None:
-    assert plan_of(R1_QWEN_1_5B, 64 * GB).kv_bytes_per_token == 2 * 28 * 2 * 128 * 4
+    elements = 2 * 28 * 2 * 128
+    for dtype, expected in (("float32", 4 * elements), ("bfloat16", 2 * elements), ("int8", elements + 2 * 28 * 2 * 4)):
+        assert plan_of(R1_QWEN_1_5B, 64 * GB, cache=CacheConfig(dtype=dtype)).kv_bytes_per_token == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("bfloat16", "bfloat16"), ("float16", "bfloat16"), ("float32", "float32")])
+def test_the_cache_is_as_exact_as_the_checkpoint(stored: str, expected: str) -> None:
+    assert plan_of(dataclasses.replace(TINY, stored_dtype=stored)).kv_dtype == expected
+    assert plan_of(dataclasses.replace(TINY, stored_dtype=stored), cache=CacheConfig(dtype="int8")).kv_dtype == "int8"
+
+
+def test_a_token_of_a_small_head_is_counted_with_its_padding() -> None:
     assert plan_of().kv_bytes_per_token == TINY_TOKEN_BYTES
 
 

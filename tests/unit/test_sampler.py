@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import paddle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_runner import make_request
 from paddle_ds.errors import InternalError
-from paddle_ds.runtime.sampler import Sampler, top_ids, uniform
+from paddle_ds.kernels import candidates
+from paddle_ds.runtime.sampler import Sampler, uniform
 from paddle_ds.sched import Request, SampledToken
 
 Rows = npt.NDArray[np.float32]
@@ -27,9 +29,13 @@ def request_with(*, output: tuple[int, ...] = (), **options: Any) -> Request:
     return request
 
 
+def top_ids(row: Rows, count: int) -> Rows:
+    return candidates.reference(paddle.to_tensor(row[None]), len(row), np.ones(1, np.float32), count).ids[0]
+
+
 def sample(row: Any, **options: Any) -> SampledToken:
     logits = np.asarray(row, np.float32)
-    return Sampler(len(logits)).sample(logits[None], [request_with(**options)])[0]
+    return Sampler(len(logits)).sample(paddle.to_tensor(logits[None]), [request_with(**options)])[0]
 
 
 def random_row(size: int, scale: float = 3.0, seed: int = 0) -> Rows:
@@ -180,7 +186,7 @@ def test_penalties_change_the_odds_as_the_formulas_say() -> None:
     for seed in range(200):
         request = request_with(prompt=[1], output=(0, 0), seed=seed, **options)
         expected = int(np.searchsorted(np.cumsum(probabilities), uniform(request), side="right"))
-        assert Sampler(5).sample(np.array([BASE], np.float32), [request])[0].token_id == expected
+        assert Sampler(5).sample(paddle.to_tensor(np.array([BASE], np.float32)), [request])[0].token_id == expected
 
 
 def test_penalties_leave_a_fresh_request_alone() -> None:
@@ -211,7 +217,7 @@ def test_holding_back_every_id_holds_back_none(options: dict[str, Any]) -> None:
 
 def test_adjusting_one_row_leaves_the_logits_as_they_were() -> None:
     logits = np.array([BASE, BASE], np.float32)
-    Sampler(5).sample(logits, [request_with(logit_bias={0: -100.0}), request_with(temperature=0)])
+    Sampler(5).sample(paddle.to_tensor(logits), [request_with(logit_bias={0: -100.0}), request_with(temperature=0)])
     assert logits.tolist() == [BASE, BASE]
 
 
@@ -222,9 +228,9 @@ def test_adjusting_one_row_leaves_the_logits_as_they_were() -> None:
 def test_a_request_gets_the_same_token_in_every_company(options: dict[str, Any]) -> None:
     logits = np.stack([random_row(50, seed=i) for i in range(6)])
     requests = [request_with(seed=i, request_id=str(i), **options) for i in range(6)]
-    together = Sampler(50).sample(logits, requests)
-    backwards = Sampler(50).sample(logits[::-1], requests[::-1])[::-1]
-    alone = [Sampler(50).sample(logits[i : i + 1], requests[i : i + 1])[0] for i in range(6)]
+    together = Sampler(50).sample(paddle.to_tensor(logits), requests)
+    backwards = Sampler(50).sample(paddle.to_tensor(logits[::-1].copy()), requests[::-1])[::-1]
+    alone = [Sampler(50).sample(paddle.to_tensor(logits[i : i + 1]), requests[i : i + 1])[0] for i in range(6)]
     assert together == backwards == alone
 
 
@@ -303,14 +309,14 @@ def test_log_probabilities_do_not_change_the_token() -> None:
 def test_padding_is_never_sampled_however_large(num_tokens: int, options: dict[str, Any]) -> None:
     logits = np.full((1, R1_VOCABULARY), 1e4, np.float32)
     logits[0, :num_tokens] = random_row(num_tokens)
-    token = Sampler(num_tokens).sample(logits, [request_with(logprobs=20, **options)])[0]
+    token = Sampler(num_tokens).sample(paddle.to_tensor(logits), [request_with(logprobs=20, **options)])[0]
     assert token.token_id < num_tokens
     assert all(token_id < num_tokens for token_id, _ in token.top)
 
 
 def test_padding_may_hold_anything() -> None:
     logits = np.array([[1.0, 2.0, np.nan, np.inf]], np.float32)
-    assert Sampler(2).sample(logits, [request_with(temperature=0)])[0].token_id == 1
+    assert Sampler(2).sample(paddle.to_tensor(logits), [request_with(temperature=0)])[0].token_id == 1
 
 
 @pytest.mark.parametrize("broken", [[np.nan, 1], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf]], ids=str)
@@ -318,13 +324,13 @@ def test_padding_may_hold_anything() -> None:
 def test_a_row_that_is_not_finite_names_its_request(broken: list[float], temperature: float) -> None:
     requests = [request_with(request_id=name, temperature=temperature) for name in ("good", "bad")]
     with pytest.raises(InternalError, match=r"not finite for request bad$"):
-        Sampler(2).sample(np.array([[1, 2], broken], np.float32), requests)
+        Sampler(2).sample(paddle.to_tensor(np.array([[1, 2], broken], np.float32)), requests)
 
 
 def test_all_broken_rows_are_named() -> None:
     requests = [request_with(request_id=name) for name in "abc"]
     with pytest.raises(InternalError, match=r"request a, c$"):
-        Sampler(1).sample(np.array([[np.nan], [0], [np.inf]], np.float32), requests)
+        Sampler(1).sample(paddle.to_tensor(np.array([[np.nan], [0], [np.inf]], np.float32)), requests)
 
 
 def test_an_impossible_id_is_only_impossible() -> None:

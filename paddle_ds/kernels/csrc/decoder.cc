@@ -1,7 +1,6 @@
 #include "decoder.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace pds {
 
@@ -9,8 +8,8 @@ namespace {
 
 // Rows that go through the MLP together: their accumulators should stay in the last-level cache.
 constexpr int64_t kMlpRows = 128;
-// Rows of one attention tile; more share a key that was read, fewer spread better over threads.
-constexpr int64_t kTileRows = 8;
+// Query vectors of one attention tile; more share keys that were read, fewer spread better over threads.
+constexpr int64_t kTileVectors = 64;
 // Below this many elements a parallel region costs more than it saves.
 constexpr int64_t kSerialElements = 16384;
 
@@ -41,53 +40,40 @@ struct Tile {
   int32_t request, first_row, rows;
 };
 
-std::vector<Tile> tiles_of(const Batch& batch) {
+std::vector<Tile> tiles_of(const Batch& batch, int64_t tile_rows) {
   std::vector<Tile> tiles;
   for (int32_t r = 0; r < batch.requests; ++r)
-    for (int32_t row = batch.query_starts[r]; row < batch.query_starts[r + 1]; row += kTileRows)
-      tiles.push_back({r, row, static_cast<int32_t>(std::min<int64_t>(kTileRows, batch.query_starts[r + 1] - row))});
+    for (int32_t row = batch.query_starts[r]; row < batch.query_starts[r + 1]; row += tile_rows)
+      tiles.push_back({r, row, static_cast<int32_t>(std::min<int64_t>(tile_rows, batch.query_starts[r + 1] - row))});
   return tiles;
 }
 
 }  // namespace
 
-void write_kv(const float* key, const float* value, int64_t slot, int64_t kv_heads, int64_t head_dim, float* keys,
-              float* values) {
-  int64_t block = slot / kBlockTokens, offset = slot % kBlockTokens, stride = padded_dim(head_dim);
-  for (int64_t h = 0; h < kv_heads; ++h) {
-    int64_t head = block * kv_heads + h;
-    vector_kernels().write_key(key + h * head_dim, keys + head * head_dim * kBlockTokens, offset, head_dim);
-    float* row = values + (head * kBlockTokens + offset) * stride;
-    std::memcpy(row, value + h * head_dim, sizeof(float) * head_dim);
-    std::memset(row + head_dim, 0, sizeof(float) * (stride - head_dim));
-  }
-}
-
-void paged_attention(const float* query, int64_t query_stride, const float* keys, const float* values, const Batch& batch,
-                     int64_t heads, int64_t kv_heads, int64_t head_dim, float* out) {
-  std::vector<Tile> tiles = tiles_of(batch);
-  int64_t work = static_cast<int64_t>(tiles.size()) * kv_heads, group = heads / kv_heads;
+void paged_attention(const float* query, int64_t query_stride, const KvView& cache, const Batch& batch, int64_t heads,
+                     int64_t kv_heads, int64_t head_dim, float* out) {
+  const int64_t group = heads / kv_heads;
+  std::vector<Tile> tiles = tiles_of(batch, std::max<int64_t>(1, kTileVectors / group));
+  const int64_t work = static_cast<int64_t>(tiles.size()) * kv_heads;
 #pragma omp parallel for schedule(dynamic) if (work > 1)
   for (int64_t item = 0; item < work; ++item) {
     const Tile& tile = tiles[item / kv_heads];
     int32_t request_end = batch.query_starts[tile.request + 1];
-    // the request's last row attends to its whole context, each row before it to one token less
-    int64_t first_context = batch.context_lens[tile.request] - (request_end - 1 - tile.first_row);
     AttentionTile t;
     t.query = query + tile.first_row * query_stride;
     t.query_stride = query_stride;
     t.out = out + tile.first_row * heads * head_dim;
     t.out_stride = heads * head_dim;
-    t.keys = keys;
-    t.values = values;
+    t.cache = cache;
     t.block_table = batch.block_tables + static_cast<int64_t>(tile.request) * batch.max_blocks;
-    t.first_context = first_context;
+    // the request's last row attends to its whole context, each row before it to one token less
+    t.first_context = batch.context_lens[tile.request] - (request_end - 1 - tile.first_row);
     t.rows = tile.rows;
     t.group = static_cast<int>(group);
     t.kv_head = static_cast<int>(item % kv_heads);
     t.num_kv_heads = static_cast<int>(kv_heads);
     t.head_dim = static_cast<int>(head_dim);
-    t.scratch = scratch(tile_scratch(), scratch_floats(tile.rows, group, first_context + tile.rows - 1));
+    t.scratch = scratch(tile_scratch(), attention_scratch_floats(tile.rows * group, head_dim));
     vector_kernels().attend(t);
   }
 }
@@ -114,28 +100,35 @@ void linear(const Linear& layer, const float* x, int64_t rows, float* y) {
   }
 }
 
-void weight_only_linear(const WeightOnlyLinear& layer, const float* x, int64_t rows, float* y) {
+void float_linear(const FloatLinear& layer, const float* x, int64_t rows, float* y) {
   constexpr int64_t kColumns = 32;
-  const int8_t* weight = static_cast<const int8_t*>(layer.weight->data());
+  const float* scale = layer.weight_scale.empty() ? nullptr : layer.weight_scale.data();
   const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
   // rows are cut so that what is multiplied by a column stays in the cache
   for (int64_t first_row = 0; first_row < rows; first_row += kMlpRows) {
-    int64_t count = std::min(kMlpRows, rows - first_row);
+    const FloatProduct product{x + first_row * layer.k,
+                               std::min(kMlpRows, rows - first_row),
+                               layer.n,
+                               layer.k,
+                               layer.type,
+                               layer.weight,
+                               scale,
+                               bias,
+                               y + first_row * layer.n};
 #pragma omp parallel for schedule(static) if (layer.n * layer.k > kSerialElements)
     for (int64_t first = 0; first < layer.n; first += kColumns)
-      vector_kernels().weight_only_columns(x + first_row * layer.k, count, weight, layer.weight_scale.data(), bias, first,
-                                           std::min(first + kColumns, layer.n), layer.n, layer.k, y + first_row * layer.n);
+      vector_kernels().float_columns(product, first, std::min(first + kColumns, layer.n));
   }
 }
 
-void Decoder::forward(float* x, const Batch& batch, const std::vector<float*>& keys, const std::vector<float*>& values) const {
+void Decoder::forward(float* x, const Batch& batch, const std::vector<KvView>& caches) const {
   for (size_t i = 0; i < layers_.size(); ++i) {
-    attention(layers_[i], x, batch, keys[i], values[i]);
+    attention(layers_[i], x, batch, caches[i]);
     mlp(layers_[i], x, batch.tokens);
   }
 }
 
-void Decoder::attention(const DecoderLayer& layer, float* x, const Batch& batch, float* keys, float* values) const {
+void Decoder::attention(const DecoderLayer& layer, float* x, const Batch& batch, const KvView& cache) const {
   Buffers& b = buffers();
   const VectorKernels& v = vector_kernels();
   const int64_t tokens = batch.tokens, hidden = shape_.hidden, dim = shape_.head_dim;
@@ -160,9 +153,9 @@ void Decoder::attention(const DecoderLayer& layer, float* x, const Batch& batch,
     v.dequantize(layer.qkv.dequant(acc + t * qkv_size, scales[t]), qkv_size, row);
     const float *cos = batch.cos + t * (dim / 2), *sin = batch.sin + t * (dim / 2);
     for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h) v.rotate(row + h * dim, cos, sin, dim);
-    write_kv(row + q_size, row + q_size + kv_size, batch.slots[t], shape_.kv_heads, dim, keys, values);
+    v.write_kv(row + q_size, row + q_size + kv_size, cache, batch.slots[t], shape_.kv_heads, dim);
   }
-  paged_attention(qkv, qkv_size, keys, values, batch, shape_.heads, shape_.kv_heads, dim, attended);
+  paged_attention(qkv, qkv_size, cache, batch, shape_.heads, shape_.kv_heads, dim, attended);
   quantize_rows(attended, tokens, q_size, quantized, scales);
   layer.o.gemm->run(quantized, tokens, acc);
 #pragma omp parallel for if (parallel)

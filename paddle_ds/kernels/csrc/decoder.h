@@ -21,11 +21,13 @@ struct Linear {
   }
 };
 
-// The same with activations left in floating point; weights stay as they came, [n][k].
-struct WeightOnlyLinear {
-  std::unique_ptr<PackedBytes> weight;
-  std::vector<float> weight_scale;
-  std::vector<float> bias;  // empty: none
+// A layer in floating point: weights [n][k] as they came, INT8 with scales or bfloat16 or float32.
+struct FloatLinear {
+  std::unique_ptr<PackedBytes> owned;  // null: somebody else keeps `weight` alive
+  const void* weight;
+  WeightType type;
+  std::vector<float> weight_scale;  // empty: none
+  std::vector<float> bias;          // empty: none
   int64_t n, k;
 };
 
@@ -50,12 +52,9 @@ struct Batch {
   const float* sin;
 };
 
-// Put one token's rotated keys and its values into the cache; `key` and `value` are [kv_heads][head_dim].
-void write_kv(const float* key, const float* value, int64_t slot, int64_t kv_heads, int64_t head_dim, float* keys, float* values);
-
 // Attention of every token of the batch: query [tokens][query_stride], out [tokens][heads * head_dim].
-void paged_attention(const float* query, int64_t query_stride, const float* keys, const float* values, const Batch& batch,
-                     int64_t heads, int64_t kv_heads, int64_t head_dim, float* out);
+void paged_attention(const float* query, int64_t query_stride, const KvView& cache, const Batch& batch, int64_t heads,
+                     int64_t kv_heads, int64_t head_dim, float* out);
 
 // Quantise `rows` rows of n floats; `q` has room for padded_rows(rows) rows.
 void quantize_rows(const float* x, int64_t rows, int64_t n, uint8_t* q, float* scales);
@@ -63,19 +62,19 @@ void quantize_rows(const float* x, int64_t rows, int64_t n, uint8_t* q, float* s
 // y = x * weight^T + bias for rows of floats.
 void linear(const Linear& layer, const float* x, int64_t rows, float* y);
 
-void weight_only_linear(const WeightOnlyLinear& layer, const float* x, int64_t rows, float* y);
+void float_linear(const FloatLinear& layer, const float* x, int64_t rows, float* y);
 
-// The layers in order; `x` [tokens][hidden] is read and becomes the result. Caches: one pointer a layer.
+// The layers in order; `x` [tokens][hidden] is read and becomes the result. One cache a layer.
 class Decoder {
  public:
   explicit Decoder(DecoderShape shape) : shape_(shape) {}
   void add(DecoderLayer layer) { layers_.push_back(std::move(layer)); }
   size_t size() const { return layers_.size(); }
-  const DecoderLayer& layer(size_t index) const { return layers_[index]; }
-  void forward(float* x, const Batch& batch, const std::vector<float*>& keys, const std::vector<float*>& values) const;
+  const DecoderShape& shape() const { return shape_; }
+  void forward(float* x, const Batch& batch, const std::vector<KvView>& caches) const;
 
  private:
-  void attention(const DecoderLayer& layer, float* x, const Batch& batch, float* keys, float* values) const;
+  void attention(const DecoderLayer& layer, float* x, const Batch& batch, const KvView& cache) const;
   void mlp(const DecoderLayer& layer, float* x, int64_t tokens) const;
 
   DecoderShape shape_;

@@ -19,12 +19,9 @@ namespace pds {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr uintptr_t kPage = 4096;
 // The layout of packed weights is asked for at this many rows; it serves every other size too.
 constexpr int64_t kLayoutRows = 16;
-
-// oneDNN packs columns in groups of so many. Where the last group is not full, 3.6.2 crashes for one row and many inputs on
-// several threads (seen with n=3, k=2048), so such layers run on our own loop. Models' sizes are multiples.
-constexpr int64_t kPackedColumns = 64;
 
 void check(int status, const char* what) {
   if (status != kDnnlSuccess)
@@ -110,14 +107,13 @@ void describe(PrimitiveDesc& out, int64_t m, int64_t n, int64_t k, const dnnl_me
         "matmul description");
 }
 
-void sum_columns(const int8_t* weight, int64_t n, int64_t k, std::vector<int32_t>& zero_point) {
-  zero_point.resize(n);
-#pragma omp parallel for
-  for (int64_t row = 0; row < n; ++row) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) sum += weight[row * k + i];
-    zero_point[row] = 128 * sum;
-  }
+// Have the pages of a mapped file ready in one call instead of a fault for every few of them. Systems that do not know the advice
+// (Linux before 5.14) fault as ever.
+void populate(const void* data, size_t bytes) {
+#ifdef MADV_POPULATE_READ
+  uintptr_t first = reinterpret_cast<uintptr_t>(data) & ~(kPage - 1), last = reinterpret_cast<uintptr_t>(data) + bytes;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_READ);
+#endif
 }
 
 }  // namespace
@@ -162,37 +158,59 @@ struct Int8Gemm::State {
   }
 };
 
-Int8Gemm::Int8Gemm(const int8_t* weight, int64_t n, int64_t k) : state_(new State{}) {
+Int8Gemm::Int8Gemm(int64_t n, int64_t k) : state_(new State{}) {
   State& s = *state_;
   s.n = n;
   s.k = k;
+  s.zero_point.resize(n);
   PrimitiveDesc chosen;
   Desc any(k, n, kDnnlS8, kDnnlTagAny);
   describe(chosen, kLayoutRows, n, k, any.handle);
   const char* name = nullptr;
   check(dnnl_primitive_desc_query(chosen.handle, kDnnlQueryImplInfoStr, 0, &name), "implementation name");
   s.implementation = name;
-  sum_columns(weight, n, k, s.zero_point);
   bool saturates = s.implementation.find("vnni") == std::string::npos && s.implementation.find("amx") == std::string::npos;
+  // Where the last group of columns is not full, oneDNN 3.6.2 crashes for one row and many inputs on several threads (seen with
+  // n=3, k=2048), so such layers run on our own loop. Models' sizes are multiples.
   s.plain = saturates || n % kPackedColumns != 0;
   if (s.plain) {
     s.implementation = std::string("own:") + vector_kernels().name;
     s.packed.reset(new PackedBytes(static_cast<size_t>(n) * k));
-    std::memcpy(s.packed->data(), weight, static_cast<size_t>(n) * k);
     return;
   }
   check(dnnl_memory_desc_clone(&s.weight_desc.handle, dnnl_primitive_desc_query_md(chosen.handle, kDnnlQueryWeightsMd, 0)),
         "weight description");
   s.packed.reset(new PackedBytes(dnnl_memory_desc_get_size(s.weight_desc.handle)));
   s.weight.reset(new Memory(s.weight_desc.handle, s.packed->data()));
+}
 
-  Desc plain_desc(k, n, kDnnlS8, kDnnlTagBa);
-  Memory plain(plain_desc.handle, const_cast<int8_t*>(weight));
+void Int8Gemm::pack_rows(const int8_t* weight, int64_t first, int64_t count) {
+  State& s = *state_;
+  if (first < 0 || count < 1 || first + count > s.n || first % kPackedColumns != 0)
+    throw std::invalid_argument("rows " + std::to_string(first) + " to " + std::to_string(first + count) + " of " +
+                                std::to_string(s.n) + " cannot be packed by themselves");
+  populate(weight, static_cast<size_t>(count) * s.k);
+  if (s.plain) {
+    std::memcpy(static_cast<int8_t*>(s.packed->data()) + first * s.k, weight, static_cast<size_t>(count) * s.k);
+    return;
+  }
+  Desc source(s.k, count, kDnnlS8, kDnnlTagBa), target;
+  int64_t dims[12] = {s.k, count}, offsets[12] = {0, first};
+  check(dnnl_memory_desc_create_submemory(&target.handle, s.weight_desc.handle, dims, offsets), "description of packed rows");
+  Memory from(source.handle, const_cast<int8_t*>(weight)), to(target.handle, s.packed->data());
   PrimitiveDesc reorder;
-  check(dnnl_reorder_primitive_desc_create(&reorder.handle, plain_desc.handle, runtime().engine, s.weight_desc.handle,
-                                           runtime().engine, nullptr),
+  check(dnnl_reorder_primitive_desc_create(&reorder.handle, source.handle, runtime().engine, target.handle, runtime().engine,
+                                           nullptr),
         "reorder description");
-  Primitive(reorder).execute({{kDnnlArgSrc, plain.handle}, {kDnnlArgDst, s.weight->handle}});
+  Primitive(reorder).execute({{kDnnlArgSrc, from.handle}, {kDnnlArgDst, to.handle}});
+}
+
+void Int8Gemm::finish() {
+  // the product with a row of ones is the sum of each column
+  State& s = *state_;
+  std::vector<uint8_t> ones(s.k, 1);
+  run(ones.data(), 1, s.zero_point.data());
+  for (int32_t& sum : s.zero_point) sum *= 128;
 }
 
 Int8Gemm::~Int8Gemm() = default;

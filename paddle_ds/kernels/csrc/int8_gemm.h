@@ -28,9 +28,13 @@ class PackedBytes {
 // acc[m][n] = sum_k a[m][k] * w[n][k]: exact. Rows are computed in batches of fixed sizes; callers give room for padded_rows(m).
 class Int8Gemm {
  public:
-  // `weight` is [n][k] row by row and is not needed afterwards.
-  Int8Gemm(const int8_t* weight, int64_t n, int64_t k);
+  // Room for a weight of n rows; pack_rows() fills it, finish() comes last.
+  Int8Gemm(int64_t n, int64_t k);
   ~Int8Gemm();
+
+  // Rows first .. first + count of the weight, [count][k]; not needed afterwards. `first` is a multiple of kPackedColumns.
+  void pack_rows(const int8_t* weight, int64_t first, int64_t count);
+  void finish();
 
   // `a` holds padded_rows(m) rows of k bytes (what stands in the rows beyond m does not matter), `acc` as many of n.
   void run(const uint8_t* a, int64_t m, int32_t* acc) const;
@@ -47,6 +51,9 @@ class Int8Gemm {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// oneDNN packs columns of the product, which are rows of the weight, in groups of so many.
+constexpr int64_t kPackedColumns = 64;
 
 // The next size for which a primitive exists: every size up to 4, then steps that waste at most a quarter.
 int64_t padded_rows(int64_t rows);

@@ -52,6 +52,8 @@ int dnnl_engine_create(dnnl_engine_t* engine, int kind, size_t index);
 int dnnl_stream_create(dnnl_stream_t* stream, dnnl_engine_t engine, unsigned flags);
 int dnnl_stream_wait(dnnl_stream_t stream);
 int dnnl_memory_desc_create_with_tag(dnnl_memory_desc_t* desc, int ndims, const int64_t dims[12], int type, int tag);
+int dnnl_memory_desc_create_submemory(dnnl_memory_desc_t* desc, const dnnl_memory_desc* parent, const int64_t dims[12],
+                                      const int64_t offsets[12]);
 int dnnl_memory_desc_clone(dnnl_memory_desc_t* desc, const dnnl_memory_desc* existing);
 int dnnl_memory_desc_destroy(dnnl_memory_desc_t desc);
 size_t dnnl_memory_desc_get_size(const dnnl_memory_desc* desc);

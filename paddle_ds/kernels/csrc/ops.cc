@@ -1,77 +1,11 @@
-// The operators Paddle sees, and the C functions that pack weights (called through ctypes with plain arrays).
-//
-// A packed layer lives here for as long as Python holds it; operators name it by a handle that goes with the call.
-#include <cstring>
-#include <mutex>
-#include <string>
-#include <unordered_map>
+// The operators Paddle sees. A packed layer is named by the handle that c_api.cc gave for it.
 #include <vector>
 
-#include "decoder.h"
+#include "candidates.h"
+#include "handles.h"
 #include "paddle/extension.h"
 
 namespace {
-
-template <typename T>
-class Registry {
- public:
-  int64_t put(std::shared_ptr<T> object) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    objects_[++last_] = std::move(object);
-    return last_;
-  }
-  std::shared_ptr<T> get(int64_t handle) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    auto found = objects_.find(handle);
-    PD_CHECK(found != objects_.end(), "no packed layer with handle ", handle);
-    return found->second;
-  }
-  void drop(int64_t handle) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    objects_.erase(handle);
-  }
-
- private:
-  std::mutex mutex_;
-  int64_t last_ = 0;
-  std::unordered_map<int64_t, std::shared_ptr<T>> objects_;
-};
-
-Registry<pds::Linear>& linears() {
-  static Registry<pds::Linear> registry;
-  return registry;
-}
-
-Registry<pds::WeightOnlyLinear>& weight_only_linears() {
-  static Registry<pds::WeightOnlyLinear> registry;
-  return registry;
-}
-
-struct PackedDecoder {
-  pds::Decoder decoder;
-  pds::DecoderShape shape;
-};
-
-Registry<PackedDecoder>& decoders() {
-  static Registry<PackedDecoder> registry;
-  return registry;
-}
-
-thread_local std::string last_error;
-
-template <typename F>
-int64_t guarded(F&& body) {
-  try {
-    return body();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return -1;
-  }
-}
-
-std::vector<float> copied(const float* values, int64_t count) {
-  return values == nullptr ? std::vector<float>() : std::vector<float>(values, values + count);
-}
 
 pds::Batch batch_of(int64_t tokens, const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,
                     const paddle::Tensor& block_tables) {
@@ -85,83 +19,26 @@ pds::Batch batch_of(int64_t tokens, const paddle::Tensor& query_starts, const pa
   return batch;
 }
 
+pds::KvType kv_type(const paddle::Tensor& cache) {
+  switch (cache.dtype()) {
+    case paddle::DataType::FLOAT32: return pds::KvType::kFloat32;
+    case paddle::DataType::BFLOAT16: return pds::KvType::kBfloat16;
+    case paddle::DataType::INT8: return pds::KvType::kInt8;
+    default: PD_THROW("a KV cache holds float32, bfloat16 or int8");
+  }
+}
+
+// Layer `index` of `layers` in caches [layers][blocks]...; the scales are not looked at where the type has none.
+pds::KvView kv_view(const paddle::Tensor& keys, const paddle::Tensor& values, const paddle::Tensor& key_scales,
+                    const paddle::Tensor& value_scales, int64_t index, int64_t layers) {
+  auto at = [&](const paddle::Tensor& tensor) -> void* {
+    auto* first = const_cast<char*>(static_cast<const char*>(tensor.data()));
+    return first + index * (tensor.numel() / layers) * phi::SizeOf(tensor.dtype());
+  };
+  return {kv_type(keys), at(keys), at(values), static_cast<float*>(at(key_scales)), static_cast<float*>(at(value_scales))};
+}
+
 }  // namespace
-
-extern "C" {
-
-const char* pds_last_error() { return last_error.c_str(); }
-const char* pds_vector_isa() { return pds::vector_kernels().name; }
-
-// weight int8 [n][k], scales float [n], bias float [n] or null -> handle, or -1
-int64_t pds_pack_linear(const int8_t* weight, const float* scales, const float* bias, int64_t n, int64_t k) {
-  return guarded([&] {
-    auto layer = std::make_shared<pds::Linear>();
-    layer->gemm.reset(new pds::Int8Gemm(weight, n, k));
-    layer->weight_scale = copied(scales, n);
-    layer->bias = copied(bias, n);
-    return linears().put(std::move(layer));
-  });
-}
-
-void pds_free_linear(int64_t handle) { linears().drop(handle); }
-
-// The same for a layer whose activations stay in floating point.
-int64_t pds_pack_weight_only(const int8_t* weight, const float* scales, const float* bias, int64_t n, int64_t k) {
-  return guarded([&] {
-    auto layer = std::make_shared<pds::WeightOnlyLinear>();
-    layer->weight.reset(new pds::PackedBytes(static_cast<size_t>(n) * k));
-    std::memcpy(layer->weight->data(), weight, static_cast<size_t>(n) * k);
-    layer->weight_scale = copied(scales, n);
-    layer->bias = copied(bias, n);
-    layer->n = n;
-    layer->k = k;
-    return weight_only_linears().put(std::move(layer));
-  });
-}
-
-void pds_free_weight_only(int64_t handle) { weight_only_linears().drop(handle); }
-
-int64_t pds_linear_bytes(int64_t handle) {
-  return guarded([&] { return static_cast<int64_t>(linears().get(handle)->gemm->packed_bytes()); });
-}
-
-// Writes oneDNN's implementation name; returns its length.
-int64_t pds_linear_implementation(int64_t handle, char* text, int64_t room) {
-  return guarded([&] {
-    std::string name = linears().get(handle)->gemm->implementation();
-    std::snprintf(text, room, "%s", name.c_str());
-    return static_cast<int64_t>(name.size());
-  });
-}
-
-int64_t pds_new_decoder(int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads, int64_t head_dim, float eps) {
-  return guarded([&] {
-    pds::DecoderShape shape{hidden, inner, heads, kv_heads, head_dim, eps};
-    return decoders().put(std::make_shared<PackedDecoder>(PackedDecoder{pds::Decoder(shape), shape}));
-  });
-}
-
-// Adds one layer that shares nothing with Python: the four linears move from their handles into the decoder.
-int64_t pds_add_layer(int64_t decoder, const float* input_norm, const float* post_norm, int64_t qkv, int64_t o,
-                      int64_t gate_up, int64_t down) {
-  return guarded([&] {
-    auto packed = decoders().get(decoder);
-    pds::DecoderLayer layer;
-    layer.input_norm = copied(input_norm, packed->shape.hidden);
-    layer.post_norm = copied(post_norm, packed->shape.hidden);
-    layer.qkv = std::move(*linears().get(qkv));
-    layer.o = std::move(*linears().get(o));
-    layer.gate_up = std::move(*linears().get(gate_up));
-    layer.down = std::move(*linears().get(down));
-    packed->decoder.add(std::move(layer));
-    for (int64_t handle : {qkv, o, gate_up, down}) linears().drop(handle);
-    return int64_t{0};
-  });
-}
-
-void pds_free_decoder(int64_t handle) { decoders().drop(handle); }
-
-}  // extern "C"
 
 using Tensors = std::vector<paddle::Tensor>;
 
@@ -209,37 +86,45 @@ Tensors Rotary(const paddle::Tensor& x, const paddle::Tensor& cos, const paddle:
 }
 PD_BUILD_OP(pds_rotary).Inputs({"X", "Cos", "Sin"}).Outputs({"Out"}).SetKernelFn(PD_KERNEL(Rotary));
 
-void KvWrite(paddle::Tensor& keys, paddle::Tensor& values, const paddle::Tensor& key, const paddle::Tensor& value,
-             const paddle::Tensor& slots) {
+// The caches are written in place, [layers][blocks]... whole; `layer` says where.
+void KvWrite(paddle::Tensor& keys, paddle::Tensor& values, paddle::Tensor& key_scales, paddle::Tensor& value_scales,
+             const paddle::Tensor& key, const paddle::Tensor& value, const paddle::Tensor& slots, int64_t layer) {
   int64_t tokens = key.shape()[0], kv_heads = key.shape()[1], dim = key.shape()[2];
   const float *k = key.data<float>(), *v = value.data<float>();
   const int64_t* slot = slots.data<int64_t>();
+  pds::KvView cache = kv_view(keys, values, key_scales, value_scales, layer, keys.shape()[0]);
   for (int64_t t = 0; t < tokens; ++t)
-    pds::write_kv(k + t * kv_heads * dim, v + t * kv_heads * dim, slot[t], kv_heads, dim, keys.data<float>(),
-                  values.data<float>());
+    pds::vector_kernels().write_kv(k + t * kv_heads * dim, v + t * kv_heads * dim, cache, slot[t], kv_heads, dim);
 }
 PD_BUILD_OP(pds_kv_write)
-    .Inputs({"Keys", "Values", "Key", "Value", "Slots"})
-    .Outputs({"KeysOut", "ValuesOut"})
-    .SetInplaceMap({{"Keys", "KeysOut"}, {"Values", "ValuesOut"}})
+    .Inputs({"Keys", "Values", "KeyScales", "ValueScales", "Key", "Value", "Slots"})
+    .Outputs({"KeysOut", "ValuesOut", "KeyScalesOut", "ValueScalesOut"})
+    .Attrs({"layer: int64_t"})
+    .SetInplaceMap({{"Keys", "KeysOut"},
+                    {"Values", "ValuesOut"},
+                    {"KeyScales", "KeyScalesOut"},
+                    {"ValueScales", "ValueScalesOut"}})
     .SetKernelFn(PD_KERNEL(KvWrite));
 
 Tensors PagedAttention(const paddle::Tensor& query, const paddle::Tensor& keys, const paddle::Tensor& values,
+                       const paddle::Tensor& key_scales, const paddle::Tensor& value_scales,
                        const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,
-                       const paddle::Tensor& block_tables) {
-  int64_t tokens = query.shape()[0], heads = query.shape()[1], dim = query.shape()[2], kv_heads = keys.shape()[1];
+                       const paddle::Tensor& block_tables, int64_t layer) {
+  int64_t tokens = query.shape()[0], heads = query.shape()[1], dim = query.shape()[2], kv_heads = keys.shape()[2];
   auto out = paddle::empty({tokens, heads * dim}, paddle::DataType::FLOAT32, query.place());
-  pds::paged_attention(query.data<float>(), heads * dim, keys.data<float>(), values.data<float>(),
+  pds::paged_attention(query.data<float>(), heads * dim,
+                       kv_view(keys, values, key_scales, value_scales, layer, keys.shape()[0]),
                        batch_of(tokens, query_starts, context_lens, block_tables), heads, kv_heads, dim, out.data<float>());
   return {out};
 }
 PD_BUILD_OP(pds_paged_attention)
-    .Inputs({"Query", "Keys", "Values", "QueryStarts", "ContextLens", "BlockTables"})
+    .Inputs({"Query", "Keys", "Values", "KeyScales", "ValueScales", "QueryStarts", "ContextLens", "BlockTables"})
     .Outputs({"Out"})
+    .Attrs({"layer: int64_t"})
     .SetKernelFn(PD_KERNEL(PagedAttention));
 
 Tensors Int8Linear(const paddle::Tensor& x, int64_t handle) {
-  auto layer = linears().get(handle);
+  auto layer = pds::linears().get(handle);
   PD_CHECK(x.shape()[1] == layer->gemm->k(), "int8_linear: x has ", x.shape()[1], " columns, the weight ", layer->gemm->k());
   int64_t rows = x.shape()[0];
   auto out = paddle::empty({rows, layer->gemm->n()}, paddle::DataType::FLOAT32, x.place());
@@ -248,41 +133,56 @@ Tensors Int8Linear(const paddle::Tensor& x, int64_t handle) {
 }
 PD_BUILD_OP(pds_int8_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: int64_t"}).SetKernelFn(PD_KERNEL(Int8Linear));
 
-Tensors WeightOnly(const paddle::Tensor& x, int64_t handle) {
-  auto layer = weight_only_linears().get(handle);
-  PD_CHECK(x.shape()[1] == layer->k, "weight_only_linear: x has ", x.shape()[1], " columns, the weight ", layer->k);
+Tensors FloatLinear(const paddle::Tensor& x, int64_t handle) {
+  auto layer = pds::float_linears().get(handle);
+  PD_CHECK(x.shape()[1] == layer->k, "float_linear: x has ", x.shape()[1], " columns, the weight ", layer->k);
   auto out = paddle::empty({x.shape()[0], layer->n}, paddle::DataType::FLOAT32, x.place());
-  pds::weight_only_linear(*layer, x.data<float>(), x.shape()[0], out.data<float>());
+  pds::float_linear(*layer, x.data<float>(), x.shape()[0], out.data<float>());
   return {out};
 }
-PD_BUILD_OP(pds_weight_only_linear)
-    .Inputs({"X"})
-    .Outputs({"Out"})
-    .Attrs({"handle: int64_t"})
-    .SetKernelFn(PD_KERNEL(WeightOnly));
+PD_BUILD_OP(pds_float_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: int64_t"}).SetKernelFn(PD_KERNEL(FloatLinear));
 
 Tensors DecoderForward(const paddle::Tensor& x, const paddle::Tensor& keys, const paddle::Tensor& values,
+                       const paddle::Tensor& key_scales, const paddle::Tensor& value_scales,
                        const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,
                        const paddle::Tensor& block_tables, const paddle::Tensor& slots, const paddle::Tensor& cos,
                        const paddle::Tensor& sin, int64_t handle) {
-  auto packed = decoders().get(handle);
+  auto decoder = pds::decoders().get(handle);
   auto out = x.copy_to(x.place(), true);
   pds::Batch batch = batch_of(x.shape()[0], query_starts, context_lens, block_tables);
   batch.slots = slots.data<int64_t>();
   batch.cos = cos.data<float>();
   batch.sin = sin.data<float>();
-  // caches are [layers][blocks]...: one pointer a layer
-  size_t layers = packed->decoder.size();
-  std::vector<float*> k(layers), v(layers);
-  for (size_t i = 0; i < layers; ++i) {
-    k[i] = const_cast<float*>(keys.data<float>()) + i * (keys.numel() / layers);
-    v[i] = const_cast<float*>(values.data<float>()) + i * (values.numel() / layers);
-  }
-  packed->decoder.forward(out.data<float>(), batch, k, v);
+  const int64_t layers = decoder->size();
+  std::vector<pds::KvView> caches;
+  for (int64_t i = 0; i < layers; ++i) caches.push_back(kv_view(keys, values, key_scales, value_scales, i, layers));
+  decoder->forward(out.data<float>(), batch, caches);
   return {out};
 }
 PD_BUILD_OP(pds_decoder)
-    .Inputs({"X", "Keys", "Values", "QueryStarts", "ContextLens", "BlockTables", "Slots", "Cos", "Sin"})
+    .Inputs({"X", "Keys", "Values", "KeyScales", "ValueScales", "QueryStarts", "ContextLens", "BlockTables", "Slots", "Cos", "Sin"})
     .Outputs({"Out"})
     .Attrs({"handle: int64_t"})
     .SetKernelFn(PD_KERNEL(DecoderForward));
+
+// The `count` most likely tokens of each row, see candidates.h; ids from num_tokens up are padding and are not looked at.
+Tensors Candidates(const paddle::Tensor& logits, const paddle::Tensor& temperatures, int64_t num_tokens, int64_t count) {
+  int64_t rows = logits.shape()[0], stride = logits.shape()[1];
+  PD_CHECK(1 <= count && count <= num_tokens && num_tokens <= stride, "candidates: ", count, " of ", num_tokens, " of ", stride);
+  auto ids = paddle::empty({rows, count}, paddle::DataType::INT64, logits.place());
+  auto values = paddle::empty({rows, count}, paddle::DataType::FLOAT32, logits.place());
+  auto totals = paddle::empty({rows}, paddle::DataType::FLOAT64, logits.place());
+  const float *x = logits.data<float>(), *temperature = temperatures.data<float>();
+  int64_t* id = ids.data<int64_t>();
+  float* value = values.data<float>();
+  double* total = totals.data<double>();
+#pragma omp parallel for schedule(dynamic) if (rows > 1)
+  for (int64_t r = 0; r < rows; ++r)
+    pds::candidates(x + r * stride, num_tokens, temperature[r], count, id + r * count, value + r * count, total + r);
+  return {ids, values, totals};
+}
+PD_BUILD_OP(pds_candidates)
+    .Inputs({"Logits", "Temperatures"})
+    .Outputs({"Ids", "Values", "Totals"})
+    .Attrs({"num_tokens: int64_t", "count: int64_t"})
+    .SetKernelFn(PD_KERNEL(Candidates));

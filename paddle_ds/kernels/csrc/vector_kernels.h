@@ -13,7 +13,7 @@ namespace pds {
 constexpr int kBlockTokens = 16;
 constexpr int kValuePad = 16;
 
-inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kValuePad - 1) / kValuePad * kValuePad; }
+static inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kValuePad - 1) / kValuePad * kValuePad; }
 
 // int32 accumulators of one row of a u8 x s8 product, and what turns them into floats:
 //   y[n] = float(acc[n] - 128 * column_sum[n]) * row_scale * weight_scale[n] (+ bias[n])
@@ -25,14 +25,28 @@ struct Dequant {
   float row_scale;
 };
 
+// What the cache holds. INT8 has one scale per token and head, for keys and for values: x = q * scale.
+enum class KvType { kFloat32, kBfloat16, kInt8 };
+
+// The cache of one layer.
+struct KvView {
+  KvType type;
+  void* keys;    // [blocks][kv_heads][head_dim][kBlockTokens]
+  void* values;  // [blocks][kv_heads][kBlockTokens][padded head_dim]
+  float* key_scales;  // INT8 only: [blocks][kv_heads][kBlockTokens]
+  float* value_scales;
+};
+
+// Tokens of the context that attention walks over at a time.
+constexpr int kChunkTokens = 64;
+
 // One tile of attention: `rows` consecutive query rows of one request, one key-value head, `group` query heads a row.
 struct AttentionTile {
   const float* query;       // [rows][heads][head_dim], already rotated, not yet scaled
   int64_t query_stride;     // floats between rows
   float* out;               // [rows][heads][head_dim]
   int64_t out_stride;
-  const float* keys;        // cache of the layer
-  const float* values;
+  KvView cache;
   const int32_t* block_table;
   int64_t first_context;    // tokens that the tile's first row attends to; each further row one more
   int rows;
@@ -40,12 +54,26 @@ struct AttentionTile {
   int kv_head;
   int num_kv_heads;
   int head_dim;
-  float* scratch;           // scratch_floats(...) floats
+  float* scratch;           // attention_scratch_floats(...) floats
 };
 
-inline int64_t scratch_floats(int64_t rows, int64_t group, int64_t context) {
-  return rows * group * ((context + kBlockTokens - 1) / kBlockTokens * kBlockTokens);
+static inline int64_t attention_scratch_floats(int64_t vectors, int64_t head_dim) {
+  int64_t stride = padded_dim(head_dim);
+  return vectors * (kChunkTokens + head_dim + stride + kBlockTokens + 1) + kChunkTokens * (head_dim + stride);
 }
+
+// y = (x * weight^T) * scale + bias in floating point; weights [n][k] in one of three types.
+enum class WeightType { kInt8, kBfloat16, kFloat32 };
+
+struct FloatProduct {
+  const float* x;  // [m][k]
+  int64_t m, n, k;
+  WeightType type;
+  const void* weight;
+  const float* scale;  // [n], may be null
+  const float* bias;   // [n], may be null
+  float* y;            // [m][n]
+};
 
 struct VectorKernels {
   const char* name;
@@ -62,14 +90,20 @@ struct VectorKernels {
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   // rotate one head in place: pairs (i, i + dim/2)
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t dim);
-  void (*write_key)(const float* key, float* block, int64_t offset, int64_t dim);
+  // put one token's rotated keys and its values, [kv_heads][head_dim], into the cache
+  void (*write_kv)(const float* key, const float* value, const KvView& cache, int64_t slot, int64_t kv_heads, int64_t dim);
   void (*attend)(const AttentionTile& tile);
-  // y[m][first .. last) = (x * weight^T) * scale (+ bias), weight [n][k] in INT8, x in floats; bias may be null
-  void (*weight_only_columns)(const float* x, int64_t m, const int8_t* weight, const float* scale, const float* bias,
-                              int64_t first, int64_t last, int64_t n, int64_t k, float* y);
+  // columns first .. last of a product
+  void (*float_columns)(const FloatProduct& product, int64_t first, int64_t last);
   // acc[m][first .. last) = a * weight^T: exact products for processors whose INT8 instructions saturate; weight is [n][k]
   void (*int8_columns)(const uint8_t* a, int64_t m, const int8_t* weight, int64_t first, int64_t last, int64_t n, int64_t k,
                        int32_t* acc);
+  // index of the largest element, the first of equals; of a NaN where there is one
+  int64_t (*argmax)(const float* x, int64_t n);
+  // the largest element of each run of `size`
+  void (*block_peaks)(const float* x, int64_t n, int64_t size, float* out);
+  // sum of exp((x - peak) * inverse_temperature)
+  double (*exp_sum)(const float* x, int64_t n, float peak, float inverse_temperature);
 };
 
 // The best set the processor has, not above the cap in PADDLE_DS_MAX_ISA (avx512, avx2 or baseline).

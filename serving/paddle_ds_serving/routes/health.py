@@ -80,6 +80,10 @@ def _detail(service: Service) -> dict[str, Any]:
             "max_context_tokens": model.max_context_tokens,
             "quant": {"requested": model.requested_quant, "running": model.quant},
             "kernels": model.kernels,
+            "int8_products": model.int8_products,
+            "vector_isa": model.vector_isa or None,
+            "onednn_version": model.onednn_version or None,
+            "isa_caps": model.isa_caps,
             "weight_bytes": model.weight_bytes,
             "load_s": model.load_s,
         }
@@ -88,6 +92,7 @@ def _detail(service: Service) -> dict[str, Any]:
             "running": stats.num_running,
             "waiting": stats.num_waiting,
             "kv_cache_blocks": {"total": stats.num_blocks, "free": stats.num_free_blocks},
+            "bad_frames": stats.bad_frames_total,
             "fallback_ops": stats.fallback_ops,
         }
     return detail

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from paddle_ds.cli import doctor as module
 from paddle_ds.cli.doctor import Finding, doctor, examine
+from paddle_ds.kernels import native
+from paddle_ds.kernels.products import Compiled
 
 
 def find(topic: str) -> list[Finding]:
@@ -110,6 +112,21 @@ def test_a_directory_that_cannot_be_made_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PADDLE_DS_CACHE_DIR", str(tmp_path / "file" / "cache"))
     found = [finding for finding in find("directories") if finding.level == "error"]
     assert [finding.fix for finding in found] == ["set PADDLE_DS_CACHE_DIR to a directory you may write to"]
+
+
+@pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
+def test_what_the_compiled_operators_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Compiled.here()
+    found = {finding.topic: finding.text for finding in examine()}
+    assert (found["vector-isa"], found["onednn"], found["products"]) == (
+        here.vector_isa,
+        here.onednn_version,
+        here.best_product,
+    )
+    assert here.library in found["library"]
+    assert "isa-cap" not in found
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert [(finding.level, finding.fix) for finding in find("isa-cap")] == [("warning", "unset ONEDNN_MAX_CPU_ISA")]
 
 
 def test_a_check_that_fails_is_a_finding_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

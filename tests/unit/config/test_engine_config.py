@@ -41,7 +41,7 @@ def test_keys_are_fields_nested_ones_too(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("max_seq: 5", r"unknown key 'max_seq'; known: model, served_name, quant, device, "),
-        ("cache: {size: 5}", r"engine.yaml: cache: unknown key 'size'; known: block_tokens, max_tokens, max_bytes$"),
+        ("cache: {size: 5}", r"engine.yaml: cache: unknown key 'size'; known: block_tokens, max_tokens, max_bytes, dtype$"),
         ("7: 5", "unknown key 7"),
         ("strict: 1", r"strict: 1 is wrong; expected bool"),
         ("num_threads: true", r"num_threads: True is wrong; expected int or nothing"),

@@ -226,9 +226,41 @@ def test_garbage_does_not_kill_the_engines_end(
     worker.send(garbage)
     worker.send(b"several", garbage, b"frames")
     worker.send(encode(Hello("raw")))
-    assert worker.receive() == info()
+    answers = iter(worker.receive, info())  # a broken request is answered, too
+    assert all(isinstance(answer, Step) for answer in answers)
     worker.send(encode(submit("after")))
     eventually(lambda: engine.submitted == ["after"])
+
+
+BROKEN_SUBMITS = {
+    "parameters out of range": (msgspec.msgpack.encode(BAD_PARAMS), "invalid_request", "temperature is 9"),
+    "a field too many": (msgspec.msgpack.encode({**BAD_PARAMS, "params": {"best_of": 2}}), "internal_error", "best_of"),
+    "tokens that are none": (msgspec.msgpack.encode({**BAD_PARAMS, "prompt_ids": "x"}), "internal_error", "prompt_ids"),
+}
+
+
+@pytest.mark.parametrize(("frame", "code", "reason"), BROKEN_SUBMITS.values(), ids=BROKEN_SUBMITS)
+def test_a_broken_request_that_says_which_it_is_ends_with_an_error(
+    start_engine: Callable[..., ScriptedEngine], connect: Callable[..., RawSocket], frame: bytes, code: str, reason: str
+) -> None:
+    engine, worker = start_engine(), connect()
+    worker.send(frame)
+    answer = worker.receive()
+    assert isinstance(answer, Step)
+    assert [(failed.request_id, failed.error.code) for failed in answer.failed] == [("a", code)]
+    assert reason in answer.failed[0].error.message
+    assert (engine.messages, engine.server.num_bad_frames) == ([], 0)
+
+
+def test_frames_that_belong_to_no_request_are_counted(
+    start_engine: Callable[..., ScriptedEngine], connect: Callable[..., RawSocket]
+) -> None:
+    engine, worker = start_engine(), connect()
+    for frame in (b"", GARBAGE["noise"], GARBAGE["a wrong field"], GARBAGE["a deep nest for the engine"]):
+        worker.send(frame)
+    worker.send(encode(Hello("raw")))
+    assert worker.receive() == info()
+    assert engine.server.num_bad_frames == 4
 
 
 @pytest.mark.parametrize("garbage", [*GARBAGE.values(), encode(Hello("x"))], ids=[*GARBAGE, "a frame of a worker"])

@@ -50,9 +50,12 @@ ALL_PARAMS = SamplingParams(
 )
 TO_ENGINE = [Hello("worker-1"), Submit("a", [1, 2], ALL_PARAMS), Submit("b", [], SamplingParams()), Abort([]), Abort(["a", "b"])]
 MODEL = ModelInfo("名", "/m", 64, 100, "auto", "w8a8", {"int8_linear": "native"}, {"int8": 2**40}, 1.5, 1_700_000_000)
+CAPS = {"PADDLE_DS_MAX_ISA": "avx2"}
+FUSED = msgspec.structs.replace(MODEL, int8_products={"own:avx2": 113}, vector_isa="avx2", onednn_version="3.6.2", isa_caps=CAPS)
 FROM_ENGINE = [
     EngineInfo("1-ab", "loading", 5, 0.25),
     EngineInfo("1-ab", "ready", 5, 1.0, MODEL),
+    EngineInfo("1-ab", "ready", 5, 1.0, FUSED),
     EngineInfo("1-ab", "failed", 5, error=ErrorInfo("config_error", "wrong", param="x")),
     Step(),
     Step(
@@ -60,7 +63,7 @@ FROM_ENGINE = [
         finished=[Finished("c", "stop", Usage(1, 2, 0, 0.1, 0.2, 0.3), 7), Finished("d", "abort", Usage(1, 0))],
         failed=[Failed("e", PromptTooLong.of(9, None, 8).info())],
     ),
-    Stats(1, 2, 3, 4, 2**40, 6, 7, 8, 9, {"x": 1}),
+    Stats(1, 2, 3, 4, 2**40, 6, 7, 8, 9, {"x": 1}, 2),
 ]
 
 
@@ -75,7 +78,7 @@ def test_what_the_engine_sends_arrives_equal(message: Any) -> None:
 
 
 def test_an_error_is_itself_on_the_other_side() -> None:
-    step = decode_from_engine(encode(FROM_ENGINE[4]))
+    step = decode_from_engine(encode(FROM_ENGINE[5]))
     assert isinstance(step, Step)
     assert isinstance(from_info(step.failed[0].error), PromptTooLong)
 
