@@ -42,8 +42,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Beside llama.cpp and OpenVINO, which are installed and built on first use in an environment of their own. ARGS=--no-peers leaves them out.
 bench: $(VENV)/.dev
-	$(BIN)/paddle-ds bench engine --json $(ARGS)
+	@mkdir -p bench-results
+	$(BIN)/python tools/bench_peers.py --all --json bench-results/bench.json $(ARGS)
 
 # A wheel with the operators built for the Paddle in the lock and this platform, in dist/.
 wheel: $(VENV)/.serve
