@@ -55,7 +55,9 @@ void paged_attention(const float* query, int64_t query_stride, const KvView& cac
   const int64_t group = heads / kv_heads;
   std::vector<Tile> tiles = tiles_of(batch, std::max<int64_t>(1, kTileVectors / group));
   const int64_t work = static_cast<int64_t>(tiles.size()) * kv_heads;
-#pragma omp parallel for schedule(dynamic) if (work > 1)
+// monotonic: the other kind asks for functions that Paddle's OpenMP runtime lacks; a second runtime, where one is loaded, would
+// answer, and every thread would do all of the work
+#pragma omp parallel for schedule(monotonic : dynamic) if (work > 1)
   for (int64_t item = 0; item < work; ++item) {
     const Tile& tile = tiles[item / kv_heads];
     int32_t request_end = batch.query_starts[tile.request + 1];

@@ -176,7 +176,7 @@ Tensors Candidates(const paddle::Tensor& logits, const paddle::Tensor& temperatu
   int64_t* id = ids.data<int64_t>();
   float* value = values.data<float>();
   double* total = totals.data<double>();
-#pragma omp parallel for schedule(dynamic) if (rows > 1)
+#pragma omp parallel for schedule(monotonic : dynamic) if (rows > 1)
   for (int64_t r = 0; r < rows; ++r)
     pds::candidates(x + r * stride, num_tokens, temperature[r], count, id + r * count, value + r * count, total + r);
   return {ids, values, totals};
