@@ -179,7 +179,7 @@ class NativeInt8Linear:
 
     @property
     def implementation(self) -> str:
-        """oneDNN's name of what runs, such as ``brg_matmul:avx512_core_vnni``."""
+        """What runs: ``vnni:avx512``, oneDNN's name such as ``brg_matmul:avx512_core_vnni``, or ``own:avx2``."""
         text = ctypes.create_string_buffer(80)
         self._library.call("pds_linear_implementation", ctypes.c_int64(self.handle), text, ctypes.c_int64(len(text)))
         return text.value.decode()

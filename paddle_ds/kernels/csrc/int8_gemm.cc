@@ -1,10 +1,12 @@
 #include "int8_gemm.h"
 
+#include <omp.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <new>
@@ -13,6 +15,7 @@
 
 #include "onednn_abi.h"
 #include "vector_kernels.h"
+#include "vnni_products.h"
 
 namespace pds {
 
@@ -144,8 +147,20 @@ struct Int8Gemm::State {
   std::vector<int32_t> zero_point;
   std::string implementation;
   bool plain = false;  // weights as they came, for our own loop
+  int64_t own_rows = 0;  // products of up to so many rows run on vnni_products
   std::mutex mutex;
   std::map<int64_t, std::unique_ptr<Product>> products;
+
+  void run_vnni(const uint8_t* a, int64_t m, int32_t* acc) const {
+    const auto* weights = static_cast<const int8_t*>(packed->data());
+    const int64_t blocks = n / kPackedColumns;
+#pragma omp parallel
+    {
+      // neighbouring blocks to one thread: what it fetches ahead is what it computes next
+      const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      vnni_products(a, m, weights, blocks * thread / threads, blocks * (thread + 1) / threads, n, k, acc);
+    }
+  }
 
   Product& product(int64_t m) {
     auto& slot = products[m];
@@ -211,6 +226,19 @@ void Int8Gemm::finish() {
   std::vector<uint8_t> ones(s.k, 1);
   run(ones.data(), 1, s.zero_point.data());
   for (int32_t& sum : s.zero_point) sum *= 128;
+  if (s.plain || s.k % kPackedColumns != 0 || !vnni_available()) return;
+  // vnni_products takes the packed bytes for a layout that oneDNN does not promise: one product tells
+  std::vector<uint8_t> row(s.k);
+  uint32_t state = 1;
+  for (uint8_t& value : row) value = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
+  std::vector<int32_t> theirs(s.n), ours(s.n);
+  run(row.data(), 1, theirs.data());
+  s.run_vnni(row.data(), 1, ours.data());
+  if (ours != theirs) return;
+  // tiles of AMX are faster for many rows
+  bool tiles = s.implementation.find("amx") != std::string::npos;
+  s.own_rows = tiles ? kLayoutRows : std::numeric_limits<int64_t>::max();
+  s.implementation = tiles ? "vnni:avx512 and " + s.implementation : "vnni:avx512";
 }
 
 Int8Gemm::~Int8Gemm() = default;
@@ -226,6 +254,7 @@ void Int8Gemm::run(const uint8_t* a, int64_t m, int32_t* acc) const {
                                     s.n, s.k, acc);
     return;
   }
+  if (m <= s.own_rows) return s.run_vnni(a, m, acc);
   std::lock_guard<std::mutex> lock(s.mutex);  // the memory objects of a product are shared
   Product& product = s.product(padded_rows(m));
   check(dnnl_memory_set_data_handle(product.source.handle, const_cast<uint8_t*>(a)), "source");

@@ -44,7 +44,7 @@ class Int8Gemm {
   int64_t n() const;
   int64_t k() const;
   size_t packed_bytes() const;
-  // oneDNN's name for the implementation in use, such as brg_matmul:avx512_core_vnni
+  // what runs: vnni:avx512 (vnni_products.h), oneDNN's own name such as brg_matmul:avx512_core_vnni, or own:avx2
   std::string implementation() const;
 
  private:

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "vector_kernels.h"
+#include "vnni_products.h"
 
 namespace pds {
 
@@ -27,6 +28,14 @@ static const VectorKernels& choose() {
 const VectorKernels& vector_kernels() {
   static const VectorKernels& chosen = choose();
   return chosen;
+}
+
+bool vnni_available() {
+#if defined(__x86_64__)
+  return std::strcmp(vector_kernels().name, "avx512") == 0 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
 }
 
 }  // namespace pds
