@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
+from paddle_ds.kernels.upload import upload
+
 IntArray = npt.NDArray[np.int32]
 
 #: cache slots that the reference gathers for one batched decode attention, which bounds its temporary memory
@@ -45,7 +47,7 @@ class BatchLayout:
     @functools.cached_property
     def device_tables(self) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """``query_starts``, ``context_lens`` and ``block_tables`` as int32 tensors."""
-        return paddle.to_tensor(self.query_starts), paddle.to_tensor(self.context_lens), paddle.to_tensor(self.block_tables)
+        return upload(self.query_starts), upload(self.context_lens), upload(self.block_tables)
 
     @functools.cached_property
     def decode_groups(self) -> tuple[DecodeGroup, ...]:
@@ -68,8 +70,8 @@ class BatchLayout:
         visible = np.arange(longest)[None, :] < lengths[:, None]
         return DecodeGroup(
             rows=self.query_starts[members],
-            slots=paddle.to_tensor(slots.reshape(-1)),
-            mask=paddle.to_tensor(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None, None, :]),
+            slots=upload(slots.reshape(-1)),
+            mask=upload(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None, None, :]),
         )
 
     @functools.cached_property
@@ -81,7 +83,7 @@ class BatchLayout:
         start, stop = int(self.query_starts[index]), int(self.query_starts[index + 1])
         context = int(self.context_lens[index])
         first_position = context - (stop - start)
-        return PrefillGroup(start, stop, first_position, paddle.to_tensor(self._padded_slots(index, context)))
+        return PrefillGroup(start, stop, first_position, upload(self._padded_slots(index, context)))
 
     def _padded_slots(self, index: int, length: int) -> npt.NDArray[np.int64]:
         positions = np.minimum(np.arange(length), self.context_lens[index] - 1)

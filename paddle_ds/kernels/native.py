@@ -25,6 +25,7 @@ from paddle_ds.kernels.cache import KvCache, KvDtype
 from paddle_ds.kernels.candidates import Candidates
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.reference_layer import Int8Array, Int8Rows, stack
+from paddle_ds.kernels.upload import upload
 
 #: tokens of a cache block that the compiled attention is made for (one vector of keys)
 BLOCK_TOKENS = 16
@@ -274,7 +275,7 @@ def paged_attention(query: paddle.Tensor, cache: KvCache, layer: int, layout: Ba
 
 def candidates(logits: paddle.Tensor, num_tokens: int, temperatures: FloatArray, count: int) -> Candidates:
     """See ``candidates.reference``."""
-    found = library().run("pds_candidates", logits, paddle.to_tensor(temperatures), num_tokens, count)
+    found = library().run("pds_candidates", logits, upload(temperatures), num_tokens, count)
     return Candidates(*(tensor.numpy() for tensor in found))
 
 

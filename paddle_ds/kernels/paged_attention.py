@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle_ds.kernels.cache import KvCache, KvDtype
 from paddle_ds.kernels.int8_linear import quantize_activations
 from paddle_ds.kernels.layout import BatchLayout, DecodeGroup, PrefillGroup
+from paddle_ds.kernels.upload import upload
 
 #: attention scores held at a time, which bounds the temporary memory of a long prompt (4 bytes each, three copies)
 _MAX_SCORES = 1 << 23
@@ -38,7 +39,7 @@ def reference(query: paddle.Tensor, keys: Rows, values: Rows, layout: BatchLayou
     for group in layout.prefill_groups:
         pieces.append((group.start, _prefill(query, keys, values, group)))
     for decode in layout.decode_groups:
-        rows = paddle.gather(query, paddle.to_tensor(decode.rows))
+        rows = paddle.gather(query, upload(decode.rows))
         out = _decode(rows, keys, values, decode)
         if len(decode.rows) == num_tokens and bool((np.diff(decode.rows) == 1).all()):
             return out
@@ -70,7 +71,7 @@ def _prefill(query: paddle.Tensor, keys: Rows, values: Rows, group: PrefillGroup
         stop = min(start + rows, group.stop)
         positions = group.first_position + np.arange(start - group.start, stop - group.start)
         visible = np.arange(context)[None, :] <= positions[:, None]
-        mask = paddle.to_tensor(np.where(visible, 0.0, -np.inf).astype(np.float32))
+        mask = upload(np.where(visible, 0.0, -np.inf).astype(np.float32))
         q = query[start:stop].transpose([1, 0, 2]).reshape([kv_heads, heads // kv_heads, stop - start, dim])
         weights = F.softmax(paddle.matmul(q * dim**-0.5, k) + mask, axis=-1)
         out = paddle.matmul(weights, v).reshape([heads, stop - start, dim])

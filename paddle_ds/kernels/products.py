@@ -1,7 +1,8 @@
-"""What the products of INT8 layers run on: oneDNN's name for it (``brg_matmul:avx512_core_vnni``), or our own loop, ``own:avx2``.
+"""What the products of INT8 layers run on.
 
-Where oneDNN is exact on this processor, our own loop is the slower way: a layer that ends up there is reported, and refused
-when fallbacks are. Where it is not (no VNNI, no AMX), our own loop is the best there is.
+``vnni:avx512`` is our loop over oneDNN's packing, ``brg_matmul:…`` oneDNN itself, ``own:avx2`` our plain loop. Where one of the
+first two is to be had, the plain loop is the slower way: a layer that ends up there is reported, and refused when fallbacks are.
+Where oneDNN would not be exact (no VNNI, no AMX), the plain loop is the best there is.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
+from paddle_ds.kernels.upload import upload
 from paddle_ds.layers.linear import dtype_name, nbytes
 
 
@@ -41,8 +42,8 @@ class MappedEmbedding:
     def __call__(self, ids: paddle.Tensor) -> paddle.Tensor:
         rows = self._values[ids.numpy()]
         if self._dtype == "bfloat16":
-            return paddle.to_tensor((rows.astype(np.uint32) << 16).view(np.float32))
-        return paddle.to_tensor(rows.astype(np.float32))
+            return upload((rows.astype(np.uint32) << 16).view(np.float32))
+        return upload(rows.astype(np.float32))
 
     def weight_bytes(self) -> dict[str, int]:
         return {f"{self._dtype} (mapped)": int(self._values.nbytes)}

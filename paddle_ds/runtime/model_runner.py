@@ -8,6 +8,7 @@ import paddle
 
 from paddle_ds.kernels.cache import KvDtype
 from paddle_ds.kernels.layout import BatchLayout
+from paddle_ds.kernels.upload import upload
 from paddle_ds.layers import RotaryTable
 from paddle_ds.models import Decoder
 from paddle_ds.runtime.sampler import Sampler
@@ -45,7 +46,7 @@ class ModelRunner:
 
     def _forward(self, chunks: tuple[Chunk, ...]) -> paddle.Tensor:
         ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
-        return self.decoder.hidden(paddle.to_tensor(ids), self._cache, self._layout(chunks))
+        return self.decoder.hidden(upload(ids), self._cache, self._layout(chunks))
 
     def _layout(self, chunks: tuple[Chunk, ...]) -> BatchLayout:
         lengths = [chunk.num_tokens for chunk in chunks]
@@ -61,9 +62,9 @@ class ModelRunner:
             context_lens=np.array([chunk.context_tokens for chunk in chunks], np.int32),
             block_tables=tables,
             block_tokens=self.block_tokens,
-            slots=paddle.to_tensor(blocks * self.block_tokens + positions % self.block_tokens),
-            cos=paddle.to_tensor(cos),
-            sin=paddle.to_tensor(sin),
+            slots=upload(blocks * self.block_tokens + positions % self.block_tokens),
+            cos=upload(cos),
+            sin=upload(sin),
         )
 
 
@@ -72,4 +73,4 @@ def _last_rows(chunks: tuple[Chunk, ...]) -> list[int]:
 
 
 def _take_rows(hidden: paddle.Tensor, rows: list[int]) -> paddle.Tensor:
-    return hidden if len(rows) == hidden.shape[0] else paddle.gather(hidden, paddle.to_tensor(rows))
+    return hidden if len(rows) == hidden.shape[0] else paddle.gather(hidden, upload(np.array(rows)))

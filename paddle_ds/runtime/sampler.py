@@ -16,6 +16,7 @@ import paddle
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.errors import InternalError
 from paddle_ds.kernels.candidates import Candidates, reference
+from paddle_ds.kernels.upload import upload
 from paddle_ds.sched import Request, SampledToken
 
 FloatRow = npt.NDArray[np.float32]
@@ -61,7 +62,7 @@ class Sampler:
         rows = logits.numpy().copy()
         for row in changed:
             _adjust(rows[row, : self._num_tokens], requests[row])
-        return paddle.to_tensor(rows)
+        return upload(rows)
 
     def _token(self, logits: paddle.Tensor, found: Candidates, row: int, request: Request) -> int:
         if request.params.temperature == 0:
@@ -82,7 +83,7 @@ class Sampler:
         tokens = [SampledToken(token_id) for token_id in chosen]
         if not asked:
             return tokens
-        rows = paddle.gather(logits, paddle.to_tensor(asked))
+        rows = paddle.gather(logits, upload(np.array(asked)))
         most = min(max(count or 1 for count in counts), self._num_tokens)
         found = self._choose(rows, self._num_tokens, np.ones(len(asked), np.float32), most)
         for index, row in enumerate(asked):

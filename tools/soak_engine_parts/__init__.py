@@ -1,0 +1,1 @@
+"""Parts of ``tools/soak_engine.py``."""
