@@ -43,6 +43,9 @@ class SchedulerConfig:
     max_waiting_requests: int = 2048
     #: tokens of one step, prompt chunks and decoded tokens together
     max_batch_tokens: int = 512
+    #: prompt tokens of a step in which other requests decode, plus one for each of those: so many keep the step within
+    #: three times a step of decoding alone, so that a long prompt does not make running answers stutter
+    prompt_tokens_beside_decode: int = 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,7 @@ def _numbers(config: EngineConfig) -> list[tuple[str, int | None]]:
         ("scheduler.max_running_requests", config.scheduler.max_running_requests),
         ("scheduler.max_waiting_requests", config.scheduler.max_waiting_requests),
         ("scheduler.max_batch_tokens", config.scheduler.max_batch_tokens),
+        ("scheduler.prompt_tokens_beside_decode", config.scheduler.prompt_tokens_beside_decode),
     ]
 
 

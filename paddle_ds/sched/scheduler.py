@@ -66,15 +66,18 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan the next step. An empty plan means there is nothing to do."""
         chunks: dict[str, Chunk] = {}
-        budget = self._config.max_batch_tokens
         decoding = [request for request in self.running if request.num_tokens_to_compute == 1]
+        limit = self._config.max_batch_tokens
+        if decoding:
+            limit = min(limit, 2 * len(decoding) + self._config.prompt_tokens_beside_decode)
+        budget = limit
         prefilling = [request for request in self.running if request.num_tokens_to_compute > 1]
         for request in decoding + prefilling:
             if request.status is Status.RUNNING and budget > 0:
                 num_tokens = min(request.num_tokens_to_compute, budget)
                 if self._make_room(request, num_tokens, chunks):
                     chunks[request.request_id] = self._chunk(request, num_tokens)
-                    budget = self._config.max_batch_tokens - sum(chunk.num_tokens for chunk in chunks.values())
+                    budget = limit - sum(chunk.num_tokens for chunk in chunks.values())
         while budget > 0 and self._may_admit():
             request = self._admit()
             num_tokens = min(request.num_tokens_to_compute, budget)

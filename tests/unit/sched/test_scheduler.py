@@ -88,6 +88,18 @@ def test_a_long_prompt_is_computed_in_pieces_of_the_budget() -> None:
     assert bench.ended == {"a": "length"}
 
 
+def test_a_long_prompt_is_cut_smaller_while_others_decode() -> None:
+    bench = Bench(num_blocks=40, max_batch_tokens=64, prompt_tokens_beside_decode=5)
+    bench.add(make_request("a", 2, max_new_tokens=9), make_request("b", 3, max_new_tokens=3))
+    bench.step()
+    bench.add(make_request("long", 60))
+    assert bench.step() == [("a", 2, 1), ("b", 3, 1), ("long", 0, 7)]
+    assert bench.step() == [("a", 3, 1), ("b", 4, 1), ("long", 7, 7)]
+    assert bench.step() == [("a", 4, 1), ("long", 14, 6)]
+    bench.scheduler.abort(["a"])
+    assert bench.step() == [("long", 20, 40)]
+
+
 def test_blocks_are_taken_piece_by_piece() -> None:
     bench = Bench(max_batch_tokens=4)
     bench.add(make_request("a", 9))
