@@ -156,11 +156,13 @@ def load_settings(path: Path) -> dict[str, dict[str, Any]]:
     """Best settings by engine, as ``--tune`` wrote them; the engines' own defaults where there is no such file.
 
     Raises:
-        ValueError: the file names an engine that is not known.
+        ValueError: the file is not of that form, or names an engine that is not known.
     """
     if not path.exists():
         return {name: {} for name in (OURS, *PEERS)}
-    stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    stored = json.loads(path.read_text(encoding="utf-8")).get("settings")
+    if not isinstance(stored, dict):
+        raise ValueError(f'{path}: expected {{"settings": {{engine: {{option: value}}}}}}')
     unknown = sorted(set(stored) - {OURS, *PEERS})
     if unknown:
         raise ValueError(f"{path}: unknown engine {unknown[0]!r}; known: {OURS}, {', '.join(PEERS)}")
