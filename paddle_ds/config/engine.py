@@ -45,7 +45,7 @@ class SchedulerConfig:
     max_batch_tokens: int = 512
     #: prompt tokens of a step in which other requests decode, plus one for each of those: so many keep the step within
     #: three times a step of decoding alone, so that a long prompt does not make running answers stutter
-    prompt_tokens_beside_decode: int = 28
+    prompt_tokens_beside_decode: int = 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import time
@@ -79,6 +80,7 @@ def load(
         _log_plan(checkpoint, recipe, plan)
         decoder = load_decoder(checkpoint, recipe, dataclasses.replace(kernels, int8_linear=products), progress)
         directory, checkpoint_format = checkpoint.directory, checkpoint.format
+    _return_free_memory()
     runner = ModelRunner(
         decoder,
         Sampler(tokenizer.num_tokens, kernels.candidates),
@@ -109,6 +111,13 @@ def load(
     )
     _log_loaded(loaded)
     return loaded
+
+
+def _return_free_memory() -> None:
+    """What loading has freed goes back to the system, where the C library can do that (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _check_block_tokens(config: EngineConfig, kernels: Kernels) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import paddle
 
 from paddle_ds.kernels.upload import upload
 from paddle_ds.layers.linear import dtype_name, nbytes
+
+#: rows after which a mapped table's pages are given back: the system maps some 64 kB for each row that is looked at
+_RELEASED_ROWS = 128
 
 
 class Embedding:
@@ -32,18 +37,32 @@ class MappedEmbedding:
     Args:
         values: [vocab, H], a view of the mapped file; bfloat16 as uint16.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
+        release: gives the pages that became resident back to the system.
     """
 
-    def __init__(self, values: npt.NDArray[np.generic], dtype: str) -> None:
+    def __init__(self, values: npt.NDArray[np.generic], dtype: str, release: Callable[[], None] = lambda: None) -> None:
         assert dtype in ("float32", "float16", "bfloat16")
         self._values = values
         self._dtype = dtype
+        self._release = release
+        self._num_rows_read = 0
 
     def __call__(self, ids: paddle.Tensor) -> paddle.Tensor:
-        rows = self._values[ids.numpy()]
+        rows = self._gather(ids.numpy())
         if self._dtype == "bfloat16":
             return upload((rows.astype(np.uint32) << 16).view(np.float32))
         return upload(rows.astype(np.float32))
+
+    def _gather(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
+        rows = np.empty((len(ids), self._values.shape[1]), self._values.dtype)
+        for first in range(0, len(ids), _RELEASED_ROWS):
+            piece = ids[first : first + _RELEASED_ROWS]
+            rows[first : first + len(piece)] = self._values[piece]
+            self._num_rows_read += len(piece)
+            if self._num_rows_read >= _RELEASED_ROWS:
+                self._release()
+                self._num_rows_read = 0
+        return rows
 
     def weight_bytes(self) -> dict[str, int]:
         return {f"{self._dtype} (mapped)": int(self._values.nbytes)}

@@ -70,7 +70,7 @@ class _CheckpointSource:
         tied_float_head = self._checkpoint.config.tie_word_embeddings and self._head_scheme() == "dense"
         if weight.values.nbytes >= _MAPPED_FROM_BYTES and not tied_float_head:
             self._release(name)  # verifying it has read every page; a few rows a step come back when they are needed
-            return MappedEmbedding(weight.values, weight.dtype)
+            return MappedEmbedding(weight.values, weight.dtype, lambda: self._release(name))
         layer = Embedding(to_paddle(weight))
         self._release(name)
         return layer
