@@ -31,7 +31,6 @@ MODULES = [
     "paddle_ds.engine.llm",
     "paddle_ds.engine.process",
     "paddle_ds.runtime.memory_plan",
-    "paddle_ds.runtime.sampler",
     "paddle_ds.cli.main",
     "paddle_ds.cli.chat",
     "paddle_ds.cli.doctor",
