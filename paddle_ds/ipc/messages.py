@@ -102,7 +102,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: dict[str, int] = {}
     load_s: float = 0.0
     created: int = 0
-    #: what the products of INT8 layers run on, such as ``brg_matmul:avx512_core_vnni`` or ``own:avx2`` -> number of layers
+    #: what the products of INT8 layers run on, such as ``vnni:avx512`` or ``own:avx2`` -> number of layers
     int8_products: dict[str, int] = {}
     #: variant of the compiled vector loops, and version of oneDNN; empty where neither is used
     vector_isa: str = ""

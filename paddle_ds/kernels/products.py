@@ -53,7 +53,7 @@ class ProductCount:
 
     Args:
         best: what an ordinary layer runs on here.
-        strict: refuse a layer on our own loop where ``best`` is oneDNN's.
+        strict: refuse a layer on our plain loop where ``best`` is faster.
     """
 
     def __init__(self, make: Callable[..., Any], best: str, *, strict: bool) -> None:
@@ -69,13 +69,13 @@ class ProductCount:
         if self._strict and self._is_below_best(name):
             raise UnsupportedError(
                 f"strict: the products of a layer of {layer.num_out} outputs and {layer.num_in} inputs would run on {name} "
-                f"instead of oneDNN's {self._best}"
+                f"instead of {self._best}"
             )
         self.counts[name] = self.counts.get(name, 0) + 1
         return layer
 
     def fallbacks(self) -> dict[str, str]:
-        """``int8_linear`` and why, where layers run on our own loop though oneDNN's is there; logs it as a warning, too."""
+        """``int8_linear`` and why, where layers run on our plain loop though a faster one is there; logs it as a warning, too."""
         below = {name: count for name, count in self.counts.items() if self._is_below_best(name)}
         if not below:
             return {}
