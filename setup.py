@@ -31,7 +31,7 @@ HUB = [
     "numpy<2",
     "safetensors>=0.6,<0.8",
     "decorator",
-    "setuptools",
+    "setuptools<81",
     "wheel",
 ]
 
@@ -133,7 +133,8 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "serving": ["flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20", *HUB],
         "hub": HUB,
-        "slim": ["paddleslim==2.6.0", *HUB],
+        "slim": ["paddleslim==2.6.0", "scikit-learn", "matplotlib", *HUB],
+        "gguf": ["gguf>=0.17"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "openai", "requests"],
     },
     entry_points={

@@ -2,6 +2,7 @@
 
     PaddleDSError
     ├── ConfigError                  a configuration file, flag or environment variable is wrong
+    │   └── RecipeError                  a quantisation recipe is wrong, or does not fit the model
     ├── UnsupportedError             asked for something that does not exist here
     ├── CheckpointError              a checkpoint cannot be used
     │   ├── CheckpointNotFound           no such directory or file
@@ -22,6 +23,9 @@
     ├── DeviceError                  the requested device cannot be used
     ├── KernelError                  an operator could not be built or loaded
     ├── MemoryPlanError              the model does not fit into the memory there is
+    ├── CalibrationError             calibration data are absent, damaged or too few
+    ├── QuantizationError            a model could not be quantised
+    │   └── QualityGateError             it was, and is not good enough
     ├── RequestError                 the client sent something that cannot be answered
     │   ├── InvalidRequest               a field is wrong
     │   ├── UnsupportedParameter         a field is known (or unknown) but not supported
@@ -59,6 +63,8 @@ class PaddleDSError(Exception):
     code = "internal_error"
     http_status = 500
     type = "server_error"
+    #: what a command ends with
+    exit_code = 1
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -72,6 +78,10 @@ class PaddleDSError(Exception):
 
 class ConfigError(PaddleDSError):
     code = "config_error"
+
+
+class RecipeError(ConfigError):
+    code = "recipe_error"
 
 
 class UnsupportedError(PaddleDSError):
@@ -156,6 +166,21 @@ class KernelError(PaddleDSError):
 
 class MemoryPlanError(PaddleDSError):
     code = "memory_plan_error"
+
+
+class CalibrationError(PaddleDSError):
+    code = "calibration_error"
+
+
+class QuantizationError(PaddleDSError):
+    code = "quantization_error"
+
+
+class QualityGateError(QuantizationError):
+    """``exit_code`` is what tells a script this refusal from every other failure."""
+
+    code = "quality_gate_failed"
+    exit_code = 3
 
 
 class RequestError(PaddleDSError):

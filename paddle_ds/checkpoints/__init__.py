@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight, Progress, StoredTensor, Weight
+from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, GroupedWeight, Int8Weight, Progress, StoredTensor, Weight
 from paddle_ds.checkpoints.compressed import CompressedTensorsCheckpoint
 from paddle_ds.checkpoints.hf import HuggingFaceCheckpoint
 from paddle_ds.checkpoints.layout import FileCheckpoint
@@ -16,7 +16,7 @@ from paddle_ds.errors import CheckpointNotFound, UnknownFormatError, Unsupported
 from paddle_ds.settings import Settings
 from paddle_ds.settings import load as load_settings
 
-__all__ = ["Checkpoint", "DenseTensor", "Int8Weight", "Progress", "StoredTensor", "Weight", "open_checkpoint"]
+__all__ = ["Checkpoint", "DenseTensor", "GroupedWeight", "Int8Weight", "Progress", "StoredTensor", "Weight", "open_checkpoint"]
 
 #: asked in this order; a format that reads the ``quantization_config`` it knows comes before those that want none
 FORMATS: tuple[type[FileCheckpoint], ...] = (CompressedTensorsCheckpoint, PaddleNLPCheckpoint, HuggingFaceCheckpoint)

@@ -7,12 +7,13 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight, StoredTensor, Weight
 from paddle_ds.checkpoints.dtypes import FLOATS, Array, Float32Array, count_not_finite, widen
 from paddle_ds.checkpoints.raw import RawTensor, TensorFiles
 from paddle_ds.config.model import ModelConfig
+from paddle_ds.config.recipe import Scheme
 from paddle_ds.config.tensors import TensorSpec, model_specs
 from paddle_ds.errors import (
     ConfigMismatchError,
@@ -30,14 +31,67 @@ EMBEDDING = "model.embed_tokens.weight"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
+class Packing(Protocol):
+    """How a weight that lies in several tensors is put together; a format has one class for each way it knows."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """What the weight was made to run as."""
+
+    def parts(self) -> tuple[str, ...]:
+        """Names of its tensors in the files, the largest first."""
+
+    def verify(self, spec: TensorSpec, files: FileCheckpoint) -> StoredTensor:
+        """Its line of the inventory, after shapes and types were checked; values are, as they are read.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape or type.
+        """
+
+    def read(self, spec: TensorSpec, files: FileCheckpoint) -> Weight:
+        """The weight, verified."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelPacking:
+    """int8 ``[out, in]`` and a scale per output channel, ``[out]`` or ``[out, 1]``."""
+
+    values: str
+    scales: str
+    scheme: Scheme = "w8a8"
+
+    def parts(self) -> tuple[str, ...]:
+        return self.values, self.scales
+
+    def verify(self, spec: TensorSpec, files: FileCheckpoint) -> StoredTensor:
+        values = files.require(self.values, spec, "int8", spec.shape)
+        scales = files.require(self.scales, spec)
+        num_out = spec.shape[0]
+        if scales.shape not in ((num_out,), (num_out, 1)):
+            raise shape_error(scales, f"{[num_out]} or {[num_out, 1]}")
+        files.float_type(scales)
+        return StoredTensor(spec.name, spec.shape, "int8", values.nbytes + scales.nbytes, values.file)
+
+    def read(self, spec: TensorSpec, files: FileCheckpoint) -> Weight:
+        return Int8Weight(files.array(self.values), files.scales(self.scales).reshape(-1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a canonical tensor is: its name in the files, and the name of its scales where it is an INT8 weight."""
+    """Where a canonical tensor is: its name in the files, or how it is put together."""
 
     raw: str
     #: stored as ``[in, out]``
     transposed: bool = False
-    scale: str | None = None
+    packing: Packing | None = None
+
+    @classmethod
+    def packed(cls, packing: Packing) -> Source:
+        return cls(packing.parts()[0], packing=packing)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.packing.parts() if self.packing is not None else (self.raw,)
 
 
 class FileCheckpoint(Checkpoint):
@@ -92,37 +146,50 @@ class FileCheckpoint(Checkpoint):
     def stored(self) -> Mapping[str, StoredTensor]:
         return self._stored
 
+    def schemes(self) -> Mapping[str, Scheme]:
+        found = ((name, source.packing) for name, source in self._sources.items())
+        return {name.removesuffix(".weight"): packing.scheme for name, packing in found if packing is not None}
+
     def ignored(self) -> frozenset[str]:
         return frozenset()
 
     def read(self, spec: TensorSpec) -> Weight:
         source = self._sources[spec.name]
+        if source.packing is not None:
+            return source.packing.read(spec, self)
         values = self._files.array(source.raw)
-        if source.scale is not None:
-            return Int8Weight(values, self._scales(source.scale))
         dtype = self._stored[spec.name].dtype
         self._check_finite(source.raw, values, dtype)
         return DenseTensor(values.T if source.transposed else values, dtype)
 
     def release(self, spec: TensorSpec) -> None:
-        source = self._sources[spec.name]
-        self._files.release(source.raw)
-        if source.scale is not None:
-            self._files.release(source.scale)
+        for raw in self._sources[spec.name].parts:
+            self._files.release(raw)
 
     def close(self) -> None:
         self._files.close()
 
-    def _scales(self, name: str) -> Float32Array:
-        """Scales of an INT8 weight, float32 ``[out]``."""
-        values = self._files.array(name)
-        dtype = self._float_type(self._files.tensors[name])
-        self._check_finite(name, values, dtype)
-        scales = widen(values, dtype).reshape(-1)
+    def array(self, raw: str) -> Array:
+        """Values of a tensor of the files, as stored."""
+        return self._files.array(raw)
+
+    def scales(self, raw: str) -> Float32Array:
+        """Scales of a quantised weight as float32, in the shape they are stored in.
+
+        Raises:
+            TensorNotFiniteError, CorruptFileError: one is NaN, infinite or below zero.
+        """
+        values = self._files.array(raw)
+        dtype = self.float_type(self._files.tensors[raw])
+        self._check_finite(raw, values, dtype)
+        scales = widen(values, dtype)
         if scales.size and scales.min() < 0:
-            file = self._files.tensors[name].file
-            raise CorruptFileError(f"{file}: tensor '{name}': found a scale of {scales.min()}; expected none below zero")
+            raise self.corrupt(raw, f"found a scale of {scales.min()}; expected none below zero")
         return scales
+
+    def corrupt(self, raw: str, complaint: str) -> CorruptFileError:
+        """The error for values of a tensor that make no sense."""
+        return CorruptFileError(f"{self._files.tensors[raw].file}: tensor '{raw}': {complaint}")
 
     def _check_finite(self, name: str, values: Array, dtype: str) -> None:
         bad = count_not_finite(values, dtype)
@@ -142,22 +209,15 @@ class FileCheckpoint(Checkpoint):
             )
 
     def _verified(self, spec: TensorSpec, source: Source) -> StoredTensor:
-        tensor = self._require(source.raw, spec)
+        if source.packing is not None:
+            return source.packing.verify(spec, self)
+        tensor = self.require(source.raw, spec)
         expected = spec.shape[::-1] if source.transposed else spec.shape
         if tensor.shape != expected:
-            raise _shape_error(tensor, list(expected))
-        if source.scale is None:
-            return StoredTensor(spec.name, spec.shape, self._float_type(tensor), tensor.nbytes, tensor.file)
-        if tensor.dtype != "int8":
-            raise TensorDtypeError(f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected int8")
-        scale = self._require(source.scale, spec)
-        num_out = spec.shape[0]
-        if scale.shape not in ((num_out,), (num_out, 1)):
-            raise _shape_error(scale, f"{[num_out]} or {[num_out, 1]}")
-        self._float_type(scale)
-        return StoredTensor(spec.name, spec.shape, "int8", tensor.nbytes + scale.nbytes, tensor.file)
+            raise shape_error(tensor, list(expected))
+        return StoredTensor(spec.name, spec.shape, self.float_type(tensor), tensor.nbytes, tensor.file)
 
-    def _float_type(self, tensor: RawTensor) -> str:
+    def float_type(self, tensor: RawTensor) -> str:
         """The type of a tensor that must be floating point."""
         found = self.float_types.get(tensor.dtype)
         if found is None:
@@ -165,7 +225,8 @@ class FileCheckpoint(Checkpoint):
             raise TensorDtypeError(f"{tensor.file}: tensor '{tensor.name}': found {tensor.dtype}; expected one of {expected}")
         return found
 
-    def _require(self, raw: str, spec: TensorSpec) -> RawTensor:
+    def require(self, raw: str, spec: TensorSpec, dtype: str | None = None, shape: tuple[int, ...] | None = None) -> RawTensor:
+        """A tensor of the files that ``spec`` needs, of this type and shape where they are given."""
         tensor = self._files.tensors.get(raw)
         if tensor is None:
             hint = ""
@@ -175,10 +236,14 @@ class FileCheckpoint(Checkpoint):
                 f"{self.directory}: tensor '{raw}' is missing; "
                 f"expected {list(spec.shape)} of {spec.role.value} '{spec.name}'{hint}"
             )
+        if shape is not None and tensor.shape != shape:
+            raise shape_error(tensor, list(shape))
+        if dtype is not None and tensor.dtype != dtype:
+            raise TensorDtypeError(f"{tensor.file}: tensor '{raw}': found {tensor.dtype}; expected {dtype}")
         return tensor
 
     def _refuse_the_rest(self) -> None:
-        asked = {name for source in self._sources.values() for name in (source.raw, source.scale)}
+        asked = {name for source in self._sources.values() for name in source.parts}
         extra = [t for name, t in self._files.tensors.items() if name not in asked and not self.is_ignorable(t)]
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
@@ -188,5 +253,5 @@ class FileCheckpoint(Checkpoint):
             )
 
 
-def _shape_error(tensor: RawTensor, expected: object) -> TensorShapeError:
+def shape_error(tensor: RawTensor, expected: object) -> TensorShapeError:
     return TensorShapeError(f"{tensor.file}: tensor '{tensor.name}': found {list(tensor.shape)}; expected {expected}")

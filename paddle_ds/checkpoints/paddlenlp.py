@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from paddle_ds.checkpoints.dtypes import FLOATS
-from paddle_ds.checkpoints.layout import FileCheckpoint, Source
+from paddle_ds.checkpoints.layout import ChannelPacking, FileCheckpoint, Source
 from paddle_ds.checkpoints.raw import TensorFiles
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.tensors import Role, TensorSpec
@@ -63,7 +63,7 @@ class PaddleNLPCheckpoint(FileCheckpoint):
             return Source(raw)
         module = raw.removesuffix(".weight")
         if module + _QUANT_WEIGHT in self._raw_names:
-            return Source(module + _QUANT_WEIGHT, scale=f"{module}.quant_scale")
+            return Source.packed(ChannelPacking(module + _QUANT_WEIGHT, f"{module}.quant_scale"))
         return Source(raw, transposed=True)
 
 

@@ -38,8 +38,9 @@ class _Commands(click.Group):
             try:
                 added: click.Command = entry.load()
             except ModuleNotFoundError as error:
+                extra = "slim" if entry.value.startswith("paddle_ds_slim") else "serving"
                 raise click.ClickException(
-                    f"'{cmd_name}' needs {error.name}; install the extra that brings it: pip install paddle-ds[serving]"
+                    f"'{cmd_name}' needs {error.name}; install the extra that brings it: pip install paddle-ds[{extra}]"
                 ) from error
             return added
         return None
@@ -52,7 +53,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: an error of ours is a sentence and exit status 1, never a traceback."""
+    """Entry point: an error of ours is a sentence and its exit status (1 but for a few), never a traceback."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -62,7 +63,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except PaddleDSError as error:
         click.echo(f"error ({error.code}): {error.message}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -19,6 +19,5 @@ def resolve_model(config: EngineConfig) -> str:
 
 def recipe_for(checkpoint: Checkpoint, config: EngineConfig) -> Recipe:
     """What ``config.quant`` means for this checkpoint."""
-    stored_int8 = any(tensor.dtype == "int8" for tensor in checkpoint.stored().values())
     ignored = frozenset(name.removesuffix(".weight") for name in checkpoint.ignored())
-    return Recipe(config.quant, stored_int8, ignored)
+    return Recipe(config.quant, checkpoint.schemes(), ignored)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
-from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight
-from paddle_ds.checkpoints.rounding import quantize_dense
+from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, GroupedWeight, Int8Weight, Weight
+from paddle_ds.checkpoints.rounding import quantize_dense, quantize_rows
 from paddle_ds.config.recipe import Recipe, Scheme
 from paddle_ds.config.tensors import model_specs
 from paddle_ds.kernels.registry import Kernels
@@ -54,13 +54,12 @@ class _CheckpointSource:
         parts = [self._load(prefix) for prefix in prefixes]
         names = [f"{prefix}.weight" for prefix in prefixes]
         schemes = [scheme for _, scheme in parts]
-        if len(set(schemes)) == 1:
+        if len(set(schemes)) == 1 and not any(isinstance(weight, GroupedWeight) for weight, _ in parts):
             layer = self._make_linear([weight for weight, _ in parts], schemes[0], self._bias(prefixes), names)
-        else:  # the checkpoint's author left one of q, k, v in floating point
+        else:  # one of q, k, v was left in floating point, or each has groups of its own
             named = zip(prefixes, names, parts, strict=True)
-            layer = SideBySide(
-                [self._make_linear([w], scheme, self._bias((prefix,)), [name]) for prefix, name, (w, scheme) in named]
-            )
+            layers = [self._make_linear([w], scheme, self._bias((prefix,)), [name]) for prefix, name, (w, scheme) in named]
+            layer = layers[0] if len(layers) == 1 else SideBySide(layers)
         self._release(*names)
         return layer
 
@@ -96,20 +95,22 @@ class _CheckpointSource:
         return layer
 
     def _head_scheme(self) -> Scheme:
-        return self._recipe.scheme("lm_head", stored_int8=False)
+        return self._recipe.scheme("lm_head")
 
-    def _load(self, prefix: str) -> tuple[DenseTensor | Int8Weight, Scheme]:
+    def _load(self, prefix: str) -> tuple[Weight, Scheme]:
         """The weight of one layer in the precision it will have, and its scheme."""
         name = f"{prefix}.weight"
         weight = self._read(name)
-        scheme = self._recipe.scheme(prefix, stored_int8=isinstance(weight, Int8Weight))
+        scheme = self._recipe.scheme(prefix)
+        if isinstance(weight, GroupedWeight):
+            return _regrouped(weight, scheme), scheme
         if scheme == "dense" or isinstance(weight, Int8Weight):
             return weight, scheme
         quantized = quantize_dense(weight)
         self._release(name)  # before packing, so that source, integers and packed integers are never there together
         return quantized, scheme
 
-    def _read(self, name: str) -> DenseTensor | Int8Weight:
+    def _read(self, name: str) -> Weight:
         return self._checkpoint.read(self._specs[name])
 
     def _release(self, *names: str) -> None:
@@ -121,17 +122,33 @@ class _CheckpointSource:
             return None
         return np.concatenate([self._read(f"{prefix}.bias").to_float32() for prefix in prefixes])
 
-    def _make_linear(
-        self, weights: list[DenseTensor | Int8Weight], scheme: Scheme, bias: FloatArray | None, names: Sequence[str]
-    ) -> Linear:
+    def _make_linear(self, weights: list[Weight], scheme: Scheme, bias: FloatArray | None, names: Sequence[str]) -> Linear:
         if scheme == "dense":
             stacked = _stack_dense(weights)
             return self._kernels.dense_linear(stacked, None if bias is None else paddle.to_tensor(bias))
+        if isinstance(weights[0], GroupedWeight):
+            assert len(weights) == 1, "each has groups of its own"
+            return self._make_grouped(weights[0], bias)
         integers = [weight for weight in weights if isinstance(weight, Int8Weight)]
         assert len(integers) == len(weights)
         scales = np.concatenate([part.scales for part in integers])
         operator = self._kernels.int8_linear if scheme == "w8a8" else self._kernels.weight_only_linear
         return operator(_pieces(integers, lambda: self._release(*names)), scales, bias)
+
+    def _make_grouped(self, weight: GroupedWeight, bias: FloatArray | None) -> Linear:
+        shape = (weight.group_size, weight.bits)
+        layer: Linear = self._kernels.grouped_linear(
+            weight.values, weight.scales, weight.zero_points, weight.group_index, *shape, bias
+        )
+        return layer
+
+
+def _regrouped(weight: GroupedWeight, scheme: Scheme) -> Weight:
+    """``weight`` as ``scheme`` wants it: as it is, dequantised, or dequantised and rounded to one scale a channel."""
+    if scheme == ("w4a16" if weight.bits == 4 else "w8a16"):
+        return weight
+    dense = weight.to_float32()
+    return DenseTensor(dense, "float32") if scheme == "dense" else quantize_rows(dense)
 
 
 def _pieces(weights: list[Int8Weight], release: Callable[[], None]) -> Iterator[npt.NDArray[np.int8]]:
@@ -142,7 +159,7 @@ def _pieces(weights: list[Int8Weight], release: Callable[[], None]) -> Iterator[
             release()
 
 
-def _stack_dense(weights: list[DenseTensor | Int8Weight]) -> paddle.Tensor:
+def _stack_dense(weights: list[Weight]) -> paddle.Tensor:
     """One tensor of all rows: bfloat16 where every part is, else float32."""
     if all(isinstance(weight, DenseTensor) and weight.dtype == "bfloat16" for weight in weights):
         parts: list[npt.NDArray[np.generic]] = [np.ascontiguousarray(weight.values) for weight in weights]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from paddle_ds.checkpoints.base import StoredTensor
 from paddle_ds.config.engine import EngineConfig, KvDtype
 from paddle_ds.config.model import ModelConfig
-from paddle_ds.config.recipe import Recipe
+from paddle_ds.config.recipe import Recipe, Scheme
 from paddle_ds.config.tensors import Role, model_specs
 from paddle_ds.devices.base import MemoryStats
 from paddle_ds.errors import ConfigError, MemoryPlanError
@@ -157,27 +157,30 @@ def weight_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, Stored
             add(stored[spec.name].dtype, stored[spec.name].nbytes)
         else:
             prefix = spec.name.removesuffix(".weight")
-            _add_linear(
-                add, recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8"), spec.shape, stored[spec.name].dtype
-            )
+            _add_linear(add, recipe.scheme(prefix), spec.shape, stored[spec.name])
     if model.tie_word_embeddings:
         shape = (model.vocab_size, model.hidden_size)
-        scheme = recipe.scheme("lm_head", stored_int8=False)
+        table = stored["model.embed_tokens.weight"]
+        scheme = recipe.scheme("lm_head")
         # a table serves as embedding and head at once, but for float16, which no dense layer multiplies by
-        if scheme != "dense" or stored["model.embed_tokens.weight"].dtype == "float16":
-            _add_linear(add, scheme, shape, stored["model.embed_tokens.weight"].dtype)
+        if scheme != "dense" or table.dtype == "float16":
+            _add_linear(add, scheme, shape, table)
     return total
 
 
-def _add_linear(add, scheme: str, shape: tuple[int, ...], stored_dtype: str) -> None:  # type: ignore[no-untyped-def]
-    elements = shape[0] * shape[1]
-    if scheme == "dense" and stored_dtype == "bfloat16":
+def _add_linear(add: Callable[[str, int], None], scheme: Scheme, shape: tuple[int, ...], stored: StoredTensor) -> None:
+    num_out, num_in = shape
+    elements = num_out * num_in
+    if scheme == "dense" and stored.dtype == "bfloat16":
         add("bfloat16", 2 * elements)
     elif scheme == "dense":
         add("float32", elements * _FLOAT_BYTES)
+    elif stored.groups is not None and scheme == ("w4a16" if stored.dtype == "int4" else "w8a16"):
+        add(stored.dtype, num_out * -(-num_in // 2) if stored.dtype == "int4" else elements)
+        add("float32", num_out * stored.groups.count * 2 * _FLOAT_BYTES)  # scales, and at most as many zero points
     else:
         add("int8", elements)
-        add("float32", shape[0] * _FLOAT_BYTES)
+        add("float32", num_out * _FLOAT_BYTES)
 
 
 def _activation_bytes(model: ModelConfig, engine: EngineConfig) -> int:
@@ -193,16 +196,18 @@ def _load_bytes(model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredT
     for spec in model_specs(model):
         if spec.role in (Role.LINEAR, Role.HEAD):
             prefix = spec.name.removesuffix(".weight")
-            scheme = recipe.scheme(prefix, stored_int8=stored[spec.name].dtype == "int8")
+            scheme = recipe.scheme(prefix)
             stack = re.sub("[kv]_proj$", "q_proj", prefix).replace("up_proj", "gate_proj")
-            stacks[stack] = stacks.get(stack, 0) + spec.num_elements * _loaded_width(scheme)
+            # a weight with groups that is rounded anew is there as float32 in between
+            width = _FLOAT_BYTES if stored[spec.name].groups else _loaded_width(scheme)
+            stacks[stack] = stacks.get(stack, 0) + spec.num_elements * width
     if model.tie_word_embeddings:
-        width = _loaded_width(recipe.scheme("lm_head", stored_int8=False))
+        width = _loaded_width(recipe.scheme("lm_head"))
         stacks["lm_head"] = model.vocab_size * model.hidden_size * width
     return 3 * max(stacks.values()) + _ROUNDING_BYTES
 
 
-def _loaded_width(scheme: str) -> int:
+def _loaded_width(scheme: Scheme) -> int:
     return _FLOAT_BYTES if scheme == "dense" else 1
 
 

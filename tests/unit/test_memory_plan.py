@@ -11,7 +11,7 @@ import pytest
 from paddle_ds.checkpoints.base import StoredTensor
 from paddle_ds.config.engine import CacheConfig, EngineConfig, Quant, SchedulerConfig
 from paddle_ds.config.model import ModelConfig
-from paddle_ds.config.recipe import Recipe
+from paddle_ds.config.recipe import Recipe, Scheme
 from paddle_ds.config.tensors import Role, model_specs
 from paddle_ds.devices.base import MemoryStats
 from paddle_ds.errors import ConfigError, MemoryPlanError
@@ -57,12 +57,17 @@ def inventory(model: ModelConfig, dtype: str = "bfloat16", *, int8: bool = False
 
 
 def weights_of(model: ModelConfig, quant: Quant, **stored: Any) -> dict[str, int]:
-    return weight_bytes(model, Recipe(quant, stored.get("int8", False)), inventory(model, **stored))
+    held: dict[str, Scheme] = {
+        spec.name.removesuffix(".weight"): "w8a8"
+        for spec in model_specs(model)
+        if stored.get("int8", False) and spec.role is Role.LINEAR
+    }
+    return weight_bytes(model, Recipe(quant, held), inventory(model, **stored))
 
 
 def plan_of(model: ModelConfig = TINY, available_bytes: int = 4 * GB, **engine: Any) -> MemoryPlan:
     config = EngineConfig(**engine)
-    return make_plan(model, Recipe("auto", False), inventory(model), config, MemoryStats(64 * GB, available_bytes))
+    return make_plan(model, Recipe("auto"), inventory(model), config, MemoryStats(64 * GB, available_bytes))
 
 
 EMBEDDING = 151936 * 1536
@@ -104,7 +109,7 @@ def test_a_tied_head_is_counted_where_it_becomes_a_copy() -> None:
 
 
 def test_layers_left_alone_are_counted_in_floating_point() -> None:
-    recipe = Recipe("w8a8", True, frozenset({"lm_head"}))
+    recipe = Recipe("w8a8", {}, frozenset({"lm_head"}))
     left_alone = weight_bytes(TINY, recipe, inventory(TINY))
     assert left_alone["int8"] == weights_of(TINY, "w8a8")["int8"] - 32 * 8
 
@@ -136,7 +141,7 @@ def test_parts_add_up() -> None:
 def test_loading_holds_the_largest_layer_three_times() -> None:
     head = 3 * EMBEDDING + (32 << 20)
     assert plan_of(R1_QWEN_1_5B, 16 * GB).load_bytes == head
-    dense = make_plan(R1_QWEN_1_5B, Recipe("none", False), inventory(R1_QWEN_1_5B), EngineConfig(), MemoryStats(64 * GB, 64 * GB))
+    dense = make_plan(R1_QWEN_1_5B, Recipe("none"), inventory(R1_QWEN_1_5B), EngineConfig(), MemoryStats(64 * GB, 64 * GB))
     assert dense.load_bytes == 4 * 3 * EMBEDDING + (32 << 20)
 
 

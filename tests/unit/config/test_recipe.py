@@ -28,18 +28,18 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize(("asked", "stored_int8", "schemes"), TABLE)
 def test_scheme(asked: Quant, stored_int8: bool, schemes: tuple[Scheme | None, ...]) -> None:
-    recipe = Recipe(asked, stored_int8, frozenset({"left.alone"}))
+    recipe = Recipe(asked, {"layer": "w8a8"} if stored_int8 else {}, frozenset({"left.alone"}))
     quantised, floating, ignored, head = schemes
-    assert quantised is None or recipe.scheme("layer", stored_int8=True) == quantised
-    assert recipe.scheme("layer", stored_int8=False) == floating
-    assert recipe.scheme("left.alone", stored_int8=False) == ignored
-    assert recipe.scheme("lm_head", stored_int8=False) == head
+    assert quantised is None or recipe.scheme("layer") == quantised
+    assert recipe.scheme("floating") == floating
+    assert recipe.scheme("left.alone") == ignored
+    assert recipe.scheme("lm_head") == head
 
 
 def test_a_head_the_author_left_alone_stays_floating() -> None:
-    assert Recipe("w8a8", True, frozenset({"lm_head"})).scheme("lm_head", stored_int8=False) == "dense"
+    assert Recipe("w8a8", {"layer": "w8a8"}, frozenset({"lm_head"})).scheme("lm_head") == "dense"
 
 
 @pytest.mark.parametrize(("asked", "name"), [("auto", "w8a8"), ("w8a8", "w8a8"), ("w8a16", "w8a16"), ("none", "none")])
 def test_name_of_what_runs(asked: Quant, name: str) -> None:
-    assert Recipe(asked, False).name == name
+    assert Recipe(asked).name == name
