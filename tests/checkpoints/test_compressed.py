@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_ds import errors
-from paddle_ds.checkpoints import DenseTensor, Int8Weight, open_checkpoint
+from paddle_ds.checkpoints import DenseTensor, GroupedWeight, Int8Weight, open_checkpoint
 from paddle_ds.checkpoints.compressed_scheme import matches
 from paddle_ds.config.tensors import model_specs
 

@@ -13,7 +13,9 @@ from paddle_ds.kernels import native
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
 
-GRIDS = [str(Path(__file__).with_name(name)) for name in ("test_oracle_grid.py", "test_fused_decoder.py")]
+GRIDS = [
+    str(Path(__file__).with_name(name)) for name in ("test_oracle_grid.py", "test_grouped_linear.py", "test_fused_decoder.py")
+]
 #: our cap, oneDNN's, and what must not be in the name of what then multiplies INT8
 CAPS = [
     ("avx512", "AVX512_CORE_VNNI", ("amx",)),
