@@ -52,6 +52,7 @@ class Library:
             "pds_finish_linear",
             "pds_pack_weight_only",
             "pds_borrow_dense",
+            "pds_pack_grouped",
             "pds_linear_bytes",
             "pds_linear_implementation",
             "pds_new_decoder",
@@ -120,7 +121,8 @@ def why_unavailable() -> str | None:
     return loaded.message if isinstance(loaded, KernelError) else None
 
 
-def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p | None:
+def address_of(array: npt.NDArray[Any] | None) -> ctypes.c_void_p | None:
+    """An argument for :meth:`Library.call`: where a contiguous array lies, which the caller keeps alive."""
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
 
 
@@ -131,9 +133,9 @@ class NativeWeightOnlyLinear:
         self._library = library()
         stacked = np.ascontiguousarray(stack(weight))
         self.num_out, self.num_in = stacked.shape
-        small, sizes = _small(weight_scale, bias), _sizes(stacked.shape)
+        small, sizes = _small(weight_scale, bias), int64s(stacked.shape)
         self._num_small = sum(0 if array is None else array.size for array in small)
-        self._handle = self._library.call("pds_pack_weight_only", _pointer(stacked), *map(_pointer, small), *sizes)
+        self._handle = self._library.call("pds_pack_weight_only", address_of(stacked), *map(address_of, small), *sizes)
         self._finalizer = weakref.finalize(self, self._library.release, "pds_free_float_linear", self._handle)
 
     def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -156,12 +158,12 @@ class NativeInt8Linear:
         self.num_out, self.num_in = len(weight_scale), beginning.shape[1]
         small = _small(weight_scale, bias)
         self._num_small = sum(0 if array is None else array.size for array in small)
-        shape = _sizes((self.num_out, self.num_in))
-        self.handle = self._library.call("pds_new_linear", *map(_pointer, small), *shape)
+        shape = int64s((self.num_out, self.num_in))
+        self.handle = self._library.call("pds_new_linear", *map(address_of, small), *shape)
         self._finalizer = weakref.finalize(self, self._library.release, "pds_free_linear", self.handle)
         handle, first = ctypes.c_int64(self.handle), 0
         for piece in _aligned(itertools.chain([beginning], pieces)):
-            self._library.call("pds_pack_rows", handle, _pointer(piece), *_sizes((first, len(piece))))
+            self._library.call("pds_pack_rows", handle, address_of(piece), *int64s((first, len(piece))))
             first += len(piece)
         assert first == self.num_out
         self._library.call("pds_finish_linear", handle)
@@ -199,7 +201,8 @@ def _small(weight_scale: FloatArray, bias: FloatArray | None) -> tuple[FloatArra
     return np.ascontiguousarray(weight_scale, np.float32), None if bias is None else np.ascontiguousarray(bias, np.float32)
 
 
-def _sizes(shape: tuple[int, ...]) -> list[ctypes.c_int64]:
+def int64s(shape: tuple[int, ...]) -> list[ctypes.c_int64]:
+    """Whole numbers as arguments for :meth:`Library.call`."""
     return [ctypes.c_int64(size) for size in shape]
 
 
@@ -214,7 +217,7 @@ class NativeDenseLinear:
         values = None if bias is None else np.ascontiguousarray(bias.numpy(), np.float32)
         pointer = ctypes.c_void_p(self._weight.data_ptr())
         self._handle = self._library.call(
-            "pds_borrow_dense", pointer, ctypes.c_int64(half), _pointer(values), *_sizes(weight.shape)
+            "pds_borrow_dense", pointer, ctypes.c_int64(half), address_of(values), *int64s(weight.shape)
         )
         self._finalizer = weakref.finalize(self, self._library.release, "pds_free_float_linear", self._handle)
 
@@ -284,7 +287,7 @@ class FusedDecoder:
 
     def __init__(self, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
         self._library = library()
-        sizes = _sizes((hidden, inner, heads, kv_heads, head_dim))
+        sizes = int64s((hidden, inner, heads, kv_heads, head_dim))
         self._handle = self._library.call("pds_new_decoder", *sizes, ctypes.c_float(eps))
         self._finalizer = weakref.finalize(self, self._library.release, "pds_free_decoder", self._handle)
         self._bytes: dict[str, int] = {}
@@ -295,7 +298,7 @@ class FusedDecoder:
             for dtype, count in linear.weight_bytes().items():
                 self._bytes[dtype] = self._bytes.get(dtype, 0) + count
         handles = [ctypes.c_int64(linear.give_away()) for linear in linears]
-        self._library.call("pds_add_layer", ctypes.c_int64(self._handle), _pointer(input_norm), _pointer(post_norm), *handles)
+        self._library.call("pds_add_layer", ctypes.c_int64(self._handle), address_of(input_norm), address_of(post_norm), *handles)
 
     def __call__(self, x: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:
         """float32 [T, H] -> float32 [T, H], before the final norm."""

@@ -18,8 +18,10 @@ from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels import (
     candidates,
     dense_linear,
+    grouped_linear,
     int8_linear,
     native,
+    native_grouped,
     paged_attention,
     rms_norm,
     rotary,
@@ -75,6 +77,7 @@ class Kernels:
     paged_attention: Attention
     int8_linear: Callable[..., Any]
     weight_only_linear: Callable[..., Any]
+    grouped_linear: Callable[..., Any]
     dense_linear: Callable[..., Any]
     candidates: Callable[..., Candidates]
     #: makes an object that runs all layers at once, or ``None``
@@ -99,6 +102,7 @@ _TABLE: dict[str, list[Implementation]] = {
     ),
     "int8_linear": _rows(native.NativeInt8Linear, int8_linear.ReferenceInt8Linear),
     "weight_only_linear": _rows(native.NativeWeightOnlyLinear, weight_only_linear.ReferenceWeightOnlyLinear),
+    "grouped_linear": _rows(native_grouped.NativeGroupedLinear, grouped_linear.ReferenceGroupedLinear),
     "dense_linear": _rows(native.NativeDenseLinear, dense_linear.ReferenceDenseLinear),
     "candidates": _rows(native.candidates, candidates.reference),
     "fused_decoder": _rows(native.FusedDecoder, None),

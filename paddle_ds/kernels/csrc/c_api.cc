@@ -18,6 +18,11 @@ Handles<FloatLinear>& float_linears() {
   return handles;
 }
 
+Handles<GroupedLinear>& grouped_linears() {
+  static Handles<GroupedLinear> handles;
+  return handles;
+}
+
 Handles<Decoder>& decoders() {
   static Handles<Decoder> handles;
   return handles;
@@ -39,8 +44,9 @@ int64_t guarded(F&& body) {
   }
 }
 
-std::vector<float> copied(const float* values, int64_t count) {
-  return values == nullptr ? std::vector<float>() : std::vector<float>(values, values + count);
+template <typename T>
+std::vector<T> copied(const T* values, int64_t count) {
+  return values == nullptr ? std::vector<T>() : std::vector<T>(values, values + count);
 }
 
 }  // namespace
@@ -112,6 +118,23 @@ int64_t pds_borrow_dense(const void* weight, int64_t half, const float* bias, in
 }
 
 void pds_free_float_linear(int64_t handle) { pds::float_linears().drop(handle); }
+
+// Grouped integers as grouped_linear.h keeps them, all copied. Zero points [n][groups], order [k] and bias [n] may be null.
+int64_t pds_pack_grouped(const void* values, const float* scales, const int16_t* zero_points, const int32_t* starts,
+                         const int32_t* order, const float* bias, int64_t n, int64_t k, int64_t groups, int64_t bits) {
+  return guarded([&] {
+    auto layer = std::make_shared<pds::GroupedLinear>(n, k, groups, static_cast<int>(bits));
+    std::memcpy(layer->values.data(), values, layer->values.size());
+    layer->scales = copied(scales, n * groups);
+    layer->zero_points = copied(zero_points, n * groups);
+    layer->starts = copied(starts, groups + 1);
+    layer->order = copied(order, k);
+    layer->bias = copied(bias, n);
+    return pds::grouped_linears().put(std::move(layer));
+  });
+}
+
+void pds_free_grouped(int64_t handle) { pds::grouped_linears().drop(handle); }
 
 int64_t pds_linear_bytes(int64_t handle) {
   return guarded([&] { return static_cast<int64_t>(pds::linears().get(handle)->gemm->packed_bytes()); });

@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "decoder.h"
+#include "grouped_linear.h"
 
 namespace pds {
 
@@ -38,6 +39,7 @@ class Handles {
 
 Handles<Linear>& linears();
 Handles<FloatLinear>& float_linears();
+Handles<GroupedLinear>& grouped_linears();
 Handles<Decoder>& decoders();
 
 }  // namespace pds

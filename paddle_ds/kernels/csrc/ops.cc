@@ -142,6 +142,15 @@ Tensors FloatLinear(const paddle::Tensor& x, int64_t handle) {
 }
 PD_BUILD_OP(pds_float_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: int64_t"}).SetKernelFn(PD_KERNEL(FloatLinear));
 
+Tensors GroupedLinear(const paddle::Tensor& x, int64_t handle) {
+  auto layer = pds::grouped_linears().get(handle);
+  PD_CHECK(x.shape()[1] == layer->k, "grouped_linear: x has ", x.shape()[1], " columns, the weight ", layer->k);
+  auto out = paddle::empty({x.shape()[0], layer->n}, paddle::DataType::FLOAT32, x.place());
+  pds::grouped_linear(*layer, x.data<float>(), x.shape()[0], out.data<float>());
+  return {out};
+}
+PD_BUILD_OP(pds_grouped_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: int64_t"}).SetKernelFn(PD_KERNEL(GroupedLinear));
+
 Tensors DecoderForward(const paddle::Tensor& x, const paddle::Tensor& keys, const paddle::Tensor& values,
                        const paddle::Tensor& key_scales, const paddle::Tensor& value_scales,
                        const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,

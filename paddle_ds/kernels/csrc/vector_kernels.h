@@ -75,6 +75,16 @@ struct FloatProduct {
   float* y;            // [m][n]
 };
 
+// The weights of one output as grouped integers: w[i] = (q[i] - zero_points[g]) * scales[g] for starts[g] <= i < starts[g + 1].
+struct GroupedRow {
+  int bits;
+  const void* values;          // 8 bits: int8 [k]; 4 bits: nibbles [(k + 1) / 2] of q + 8, the row's first half in the low ones
+  int64_t k, groups;
+  const int32_t* starts;       // [groups + 1], from 0 to k
+  const float* scales;         // [groups]
+  const int16_t* zero_points;  // [groups], may be null
+};
+
 struct VectorKernels {
   const char* name;
   // q[k] = round_half_even(x[k] * (127 / max|x|)) + 128, scale = max|x| / 127 (1 for a row of zeros)
@@ -95,6 +105,8 @@ struct VectorKernels {
   void (*attend)(const AttentionTile& tile);
   // columns first .. last of a product
   void (*float_columns)(const FloatProduct& product, int64_t first, int64_t last);
+  // a row of weights as floats, out[k]; `integers` is scratch of k bytes
+  void (*widen_grouped)(const GroupedRow& row, int8_t* integers, float* out);
   // acc[m][first .. last) = a * weight^T: exact products for processors whose INT8 instructions saturate; weight is [n][k]
   void (*int8_columns)(const uint8_t* a, int64_t m, const int8_t* weight, int64_t first, int64_t last, int64_t n, int64_t k,
                        int32_t* acc);

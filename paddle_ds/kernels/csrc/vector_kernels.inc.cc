@@ -14,13 +14,14 @@ namespace PDS_ISA {
 #include "lanes.inc.h"
 #include "rows.inc.h"
 #include "dots.inc.h"
+#include "grouped.inc.h"
 #include "attention.inc.h"
 #include "select.inc.h"
 
 extern const VectorKernels kKernels;
 const VectorKernels kKernels = {PDS_NAME,  quantize, rms_norm_quantize, rms_norm, dequantize,    dequantize_add,
                                 silu_mul_quantize, silu_mul, rotate,    write_kv, attend,        float_columns,
-                                int8_columns,      argmax,   block_peaks, exp_sum};
+                                widen_grouped,     int8_columns, argmax, block_peaks, exp_sum};
 
 }  // namespace PDS_ISA
 }  // namespace pds
