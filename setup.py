@@ -113,7 +113,7 @@ setup(
     package_data={
         "paddle_ds": ["py.typed", "assets/tiny-r1/*", "kernels/csrc/*"],
         "paddle_ds_serving": ["py.typed"],
-        "paddle_ds_slim": ["py.typed"],
+        "paddle_ds_slim": ["py.typed", "data/*.jsonl", "recipes/*.yaml"],
     },
     install_requires=[
         "click>=8.1",
@@ -133,7 +133,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "serving": ["flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20", *HUB],
         "hub": HUB,
-        "slim": ["paddleslim==2.6.0", "scikit-learn", "matplotlib", *HUB],
+        "slim": ["paddleslim==2.6.0", "scikit-learn", "scipy", "matplotlib", *HUB],
         "gguf": ["gguf>=0.17"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "openai", "requests"],
     },
