@@ -6,7 +6,6 @@ The gate may move layers to a higher precision here (``overrides``), as often as
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +81,8 @@ class QuantizedCheckpoint(Checkpoint):
         self._formats = formats
         self._kv_dynamic = kv_dynamic
         self.overrides: dict[str, Scheme] = {}
+        self._measured: dict[str, Mapping[str, float]] | None = None
+        self._float_dtype: str | None = None
 
     def scheme_of(self, linear: str) -> Scheme:
         """The scheme of a linear layer, as the recipe has it or as it was moved."""
@@ -134,6 +135,28 @@ class QuantizedCheckpoint(Checkpoint):
         self._source.release(spec)
         return fold_weight(self.config, name.removesuffix(".weight"), weight, self._folds(index))
 
+    def output_error(self, linear: str) -> float | None:
+        """Relative output error of a linear layer as it is held now; ``None`` where nothing was measured."""
+        return self.output_errors().get(linear)
+
+    def output_errors(self) -> dict[str, float]:
+        """Linear layer -> relative output error on calibration inputs as it is held now; 0 in floating point."""
+        errors: dict[str, float] = {}
+        for linear, by_scheme in self._errors().items():
+            scheme = self.scheme_of(linear)
+            if scheme == "dense":
+                errors[linear] = 0.0
+            elif scheme in by_scheme:
+                errors[linear] = by_scheme[scheme]
+        return errors
+
+    def float_view(self) -> QuantizedCheckpoint:
+        """The same with every linear layer in float32, with what was folded into it: for training."""
+        view = QuantizedCheckpoint(self._source, self._work, self.config, self._formats, None)
+        view.overrides = dict.fromkeys(self._formats, "dense")
+        view._float_dtype = "float32"
+        return view
+
     def record(self, index: int) -> LayerRecord:
         """What is known of layer ``index``."""
         return LayerRecord(**self._work.load(_layer_file(index))[1])
@@ -161,7 +184,7 @@ class QuantizedCheckpoint(Checkpoint):
         return DenseTensor(narrow(weight, dtype), dtype)
 
     def _dense_dtype(self, spec: TensorSpec) -> str:
-        dtype = self._source.stored()[spec.name].dtype
+        dtype = self._float_dtype or self._source.stored()[spec.name].dtype
         return dtype if dtype in ("float32", "bfloat16") else "float32"  # a folded weight may not fit into float16
 
     def _stored(self, spec: TensorSpec) -> StoredTensor:
@@ -179,15 +202,23 @@ class QuantizedCheckpoint(Checkpoint):
         assert original is not None
         return original
 
-    def _folds(self, index: int) -> list[Fold]:
-        return self._cached_folds(index)
+    def _errors(self) -> dict[str, Mapping[str, float]]:
+        """Linear layer -> scheme -> relative output error."""
+        if self._measured is None:
+            self._measured = {}
+            for index in range(self.config.num_layers):
+                for name, by_scheme in self.record(index).output_errors.items():
+                    self._measured[f"model.layers.{index}.{name}"] = by_scheme
+            if self._work.has("head"):
+                self._measured["lm_head"] = self._work.load("head")[1]
+        return self._measured
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run
-    def _cached_folds(self, index: int) -> list[Fold]:
-        tensors, _ = self._work.load(_layer_file(index))
+    def _folds(self, index: int) -> list[Fold]:
+        names = self._work.names(_layer_file(index))
+        tensors = self._work.load_some(_layer_file(index), [name for name in names if name.startswith("fold.")])
         folds: list[Fold] = []
         for name in sorted(tensors):
-            if name.startswith("fold.") and name.endswith(".scale"):
+            if name.endswith(".scale"):
                 pair: Pair = name.split(".")[2]  # type: ignore[assignment]
                 folds.append(Fold(pair, tensors[name], tensors.get(name.removesuffix("scale") + "shift")))
         return folds

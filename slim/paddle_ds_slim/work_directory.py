@@ -46,9 +46,7 @@ class WorkDirectory:
         work = cls(path)
         wanted = json.dumps(key, sort_keys=True, default=str)
         if path.exists() and work._key() != wanted:
-            logger.warning(
-                "quantize.restart", extra=fields(directory=str(path), because="of another source, recipe or text")
-            )
+            logger.warning("quantize.restart", extra=fields(directory=str(path), because="of another source, recipe or text"))
             shutil.rmtree(path)
         with work._writing():
             path.mkdir(parents=True, exist_ok=True)
@@ -92,11 +90,16 @@ class WorkDirectory:
         """
         return self._load(name)
 
-    def load_some(self, name: str, wanted: Iterator[str] | list[str]) -> dict[str, Array]:
+    def load_some(self, name: str, wanted: list[str]) -> dict[str, Array]:
         """Some tensors of ``name``, those that are there."""
         with self._reading(name) as file:
             there = set(file.keys())
             return {key: file.get_tensor(key) for key in wanted if key in there}
+
+    def names(self, name: str) -> list[str]:
+        """Tensors of ``name``."""
+        with self._reading(name) as file:
+            return list(file.keys())
 
     def remove(self) -> None:
         """The run is over, or not to be gone on with."""
