@@ -140,6 +140,11 @@ setup(
     entry_points={
         "console_scripts": ["paddle-ds = paddle_ds.cli.main:main"],
         # packages above paddle_ds add their commands here, so that the library never imports them
-        "paddle_ds.commands": ["serve = paddle_ds_serving.command:serve"],
+        "paddle_ds.commands": [
+            "serve = paddle_ds_serving.command:serve",
+            "quantize = paddle_ds_slim.quantize_command:quantize",
+            "eval = paddle_ds_slim.eval_command:evaluate",
+            "convert = paddle_ds_slim.convert_command:convert",
+        ],
     },
 )

@@ -1,0 +1,184 @@
+"""``quantize``: from a checkpoint to a smaller one that is known to be good, or to a refusal.
+
+    open -> calibration ids -> layers, one by one -> (training) -> measure -> gate -> write, with its passport
+
+Everything up to the gate lives in a work directory beside the destination, so an interrupted run goes on at the layer where it was.
+The destination is written beside its name and renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from paddle_ds.checkpoints import open_checkpoint
+from paddle_ds.checkpoints.base import Checkpoint
+from paddle_ds.checkpoints.native import write_native_into
+from paddle_ds.checkpoints.new_directory import check_absent, new_directory
+from paddle_ds.devices import environment
+from paddle_ds.errors import QuantizationError
+from paddle_ds.logs import fields
+from paddle_ds_slim.calibrating import CalibrationSource, calibration_ids
+from paddle_ds_slim.gate import budgets_of, hold
+from paddle_ds_slim.passport import EvalConfig, Passport, Reference, compare
+from paddle_ds_slim.progress import Progress, silent
+from paddle_ds_slim.recipe import Gate, Qat, QuantRecipe, load_recipe
+from paddle_ds_slim.result import QuantizedCheckpoint
+from paddle_ds_slim.tuned import TunedCheckpoint
+from paddle_ds_slim.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What a run ends with."""
+
+    directory: Path
+    passport: Passport
+    recipe: QuantRecipe
+
+
+def quantize(
+    src: str | Path,
+    out: str | Path,
+    recipe: str | Path | QuantRecipe = "w8a8-smooth",
+    *,
+    calibration: CalibrationSource | None = None,
+    evaluation: EvalConfig | None = None,
+    gate: Gate | None = None,
+    work_dir: Path | None = None,
+    progress: Progress = silent,
+) -> Quantized:
+    """Quantise the checkpoint ``src`` into the directory ``out``, which must not exist yet.
+
+    Args:
+        src: directory, file or hub name.
+        recipe: a name such as ``w8a8-smooth``, with overlays ``w8a8-smooth+kv8-static``; a YAML file; or a recipe.
+        calibration: texts; by default the model's own answers.
+        evaluation: texts and tasks that quality is measured on.
+        gate: budgets instead of the recipe's.
+        work_dir: where unfinished work lies; ``.<out>.work`` beside ``out`` by default. Removed at the end.
+
+    Raises:
+        QualityGateError: it is not good enough; nothing was written.
+        RecipeError, CalibrationError, CheckpointError: what was given cannot be used.
+        QuantizationError: a method failed, or the disk refuses; finished layers are kept for the next attempt.
+    """
+    wanted = recipe if isinstance(recipe, QuantRecipe) else load_recipe(recipe)
+    if gate is not None:
+        wanted = msgspec.structs.replace(wanted, gate=gate)
+    destination = check_absent(Path(out))
+    environment.prepare(None)
+    environment.import_paddle()
+    calibration = calibration or CalibrationSource()
+    from paddle_ds_slim.work_directory import WorkDirectory
+
+    with open_checkpoint(src) as source:
+        wanted.schemes(source.config)  # a pattern that meets nothing is better said before an hour of work
+        key = _key(source, wanted, calibration)
+        work = WorkDirectory.open(work_dir or destination.parent / f".{destination.name}.work", key)
+        passport = _Job(source, wanted, calibration, evaluation or EvalConfig(), work, progress).run(destination)
+        work.remove()
+    logger.info("quantize.done", extra=fields(directory=str(destination), recipe=wanted.name))
+    return Quantized(destination, passport, wanted)
+
+
+def _key(source: Checkpoint, recipe: QuantRecipe, calibration: CalibrationSource) -> dict[str, Any]:
+    """What unfinished work belongs to. Files of the source by name, size and time: hashing gigabytes would take a minute."""
+    files = sorted({stored.file for stored in source.stored().values()})
+    layers = msgspec.structs.replace(recipe, gate=Gate())  # budgets change nothing of the layers
+    return {
+        "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "recipe": msgspec.to_builtins(layers),
+        "calibration": calibration.key(),
+    }
+
+
+class _Job:
+    """One run, after everything was opened."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: QuantRecipe,
+        calibration: CalibrationSource,
+        evaluation: EvalConfig,
+        work: Any,
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._recipe = recipe
+        self._calibration = calibration
+        self._evaluation = evaluation
+        self._work = work
+        self._progress = progress
+
+    def run(self, destination: Path) -> Passport:
+        """Quantise, measure, repair, write."""
+        ids, record = self._calibration_ids()
+        result = self._layers(ids)
+        reference = Reference.measure(self._source, self._evaluation, self._work.path / "reference", self._report("evaluate"))
+        quick = self._evaluation
+
+        def measure() -> Mapping[str, float]:
+            passport = compare(reference, result, quick, quick=True, progress=self._report("evaluate"))
+            return budget_values(passport)
+
+        report = hold(result, self._recipe.gate, measure, self._progress)
+        with new_directory(destination) as partial:
+            write_native_into(result, partial, lambda name, done, total: self._progress("write", name, done, total))
+            with open_checkpoint(partial) as written:
+                passport = compare(
+                    reference, written, self._evaluation, layer_outputs=result.output_errors(), progress=self._report("evaluate")
+                )
+            passport = passport.with_gate(report.to_dict()).with_recipe(self._record(record, result))
+            passport.write(partial)
+        return passport
+
+    def _calibration_ids(self) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any] | None]:
+        """Nothing where no step looks at activations and no gate may want to know the worst layer."""
+        if not self._recipe.needs_data() and not budgets_of(self._recipe.gate):
+            return [], None
+        return calibration_ids(self._source, self._recipe, self._calibration, self._work, self._progress)
+
+    def _layers(self, ids: Sequence[npt.NDArray[np.int64]]) -> QuantizedCheckpoint:
+        training = next((step for step in self._recipe.steps if isinstance(step, Qat)), None)
+        result = quantize_layers(self._source, self._recipe, self._work, ids, self._progress)
+        if training is None:
+            return result
+        tuned = TunedCheckpoint(result.float_view(), self._train(result, training, ids))
+        rounding = msgspec.structs.replace(self._recipe, steps=self._recipe.steps[-1:])
+        return quantize_layers(tuned, rounding, WorkDirectory.open(self._work.path / "tuned", {}), ids, self._progress)
+
+    def _train(self, result: QuantizedCheckpoint, step: Qat, ids: Sequence[npt.NDArray[np.int64]]) -> dict[str, Array]:
+        if not self._work.has("trained"):
+            from paddle_ds_slim.qat import QatConfig, finetune  # with PaddleNLP's whole model: only for who trains
+
+            tensors = finetune(
+                result.float_view(),
+                ids,
+                QatConfig(step.steps, step.learning_rate, step.batch_sequences, self._calibration.seed),
+                lambda done, total, loss: self._progress("train", f"loss {loss:.4f}", done, total),
+                scheme=_trained_scheme(result),
+                teacher=self._source,
+            )
+            self._work.save("trained", tensors, {})
+        return self._work.load("trained")[0]
+
+
+def _trained_scheme(result: QuantizedCheckpoint) -> Callable[[str], TrainedScheme]:
+    def scheme(name: str) -> TrainedScheme:
+        found = result.scheme_of(name)
+        if found == "w4a16":
+            raise RecipeError(f"qat trains for 8 bits; layer '{name}' has 4")
+        return found
+
+    return scheme
