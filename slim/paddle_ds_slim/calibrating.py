@@ -1,5 +1,6 @@
-"""Which token ids a run calibrates on: a file's, or the model's own answers. Kept in the work directory, so that a run that goes on
-later does not sample them again.
+"""Which token ids a run calibrates on: a file's, or the model's own answers.
+
+They are kept in the work directory, so that a run that goes on later does not sample them again.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from paddle_ds.config.tensors import model_specs
 from paddle_ds.errors import QuantizationError
 from paddle_ds_slim.exporters import Target, make_target
 from paddle_ds_slim.exporters.comparison import OUTCOMES, Comparison, Outcome
-from paddle_ds_slim.exporters.target import some_names
+from paddle_ds_slim.exporters.target import counted, some_names
 from paddle_ds_slim.exporters.view import ConvertedCheckpoint
 
 REPORT_FILE = "conversion.json"
@@ -130,7 +130,7 @@ def _refuse_requantising(view: ConvertedCheckpoint, target: Target, source: Chec
     kind += ", with zero points" if first.groups.has_zero_points else ""
     kind += ", in activation order" if first.groups.has_index else ""
     raise QuantizationError(
-        f"{source.directory}: {len(names)} weights ({some_names(names)}) are {kind}, which {target.name} cannot hold, so their "
+        f"{source.directory}: {counted(len(names), 'weight')} of {kind} ({some_names(names)}): {target.name} cannot hold them, so their "
         "integers would be rounded a second time. --allow-requantize does that and says what it costs; --to native keeps them"
     )
 
@@ -180,7 +180,7 @@ def _summaries(comparisons: Mapping[str, Comparison]) -> dict[Outcome, OutcomeSu
 def _accounts(outcomes: Mapping[Outcome, OutcomeSummary]) -> Iterator[str]:
     for outcome, summary in outcomes.items():
         loss = f"; largest relative error {summary.largest_error:.2e}, {summary.worst}" if summary.worst else ""
-        yield f"{summary.num_tensors} tensors {outcome}: {OUTCOMES[outcome]}{loss}."
+        yield f"{counted(summary.num_tensors, 'tensor')} {outcome}: {OUTCOMES[outcome]}{loss}."
 
 
 def _left_behind(source: Checkpoint, target: Target) -> Iterator[str]:

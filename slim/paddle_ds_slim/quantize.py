@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,14 +20,17 @@ import numpy.typing as npt
 
 from paddle_ds.checkpoints import open_checkpoint
 from paddle_ds.checkpoints.base import Checkpoint
+from paddle_ds.checkpoints.dtypes import Array
 from paddle_ds.checkpoints.native import write_native_into
 from paddle_ds.checkpoints.new_directory import check_absent, new_directory
 from paddle_ds.devices import environment
-from paddle_ds.errors import QuantizationError
+from paddle_ds.errors import RecipeError
 from paddle_ds.logs import fields
 from paddle_ds_slim.calibrating import CalibrationSource, calibration_ids
 from paddle_ds_slim.gate import budgets_of, hold
-from paddle_ds_slim.passport import EvalConfig, Passport, Reference, compare
+from paddle_ds_slim.passport import FILE_NAME, EvalConfig, Passport, write_json
+from paddle_ds_slim.passport.html import FILE_NAME as HTML_FILE_NAME
+from paddle_ds_slim.passport.html import write_html
 from paddle_ds_slim.progress import Progress, silent
 from paddle_ds_slim.recipe import Gate, Qat, QuantRecipe, load_recipe
 from paddle_ds_slim.result import QuantizedCheckpoint
@@ -79,8 +82,6 @@ def quantize(
     environment.prepare(None)
     environment.import_paddle()
     calibration = calibration or CalibrationSource()
-    from paddle_ds_slim.work_directory import WorkDirectory
-
     with open_checkpoint(src) as source:
         wanted.schemes(source.config)  # a pattern that meets nothing is better said before an hour of work
         key = _key(source, wanted, calibration)
@@ -111,7 +112,7 @@ class _Job:
         recipe: QuantRecipe,
         calibration: CalibrationSource,
         evaluation: EvalConfig,
-        work: Any,
+        work: WorkDirectory,
         progress: Progress,
     ) -> None:
         self._source = source
@@ -123,25 +124,50 @@ class _Job:
 
     def run(self, destination: Path) -> Passport:
         """Quantise, measure, repair, write."""
+        from paddle_ds_slim.passport.measure import Reference, compare
+
         ids, record = self._calibration_ids()
         result = self._layers(ids)
-        reference = Reference.measure(self._source, self._evaluation, self._work.path / "reference", self._report("evaluate"))
-        quick = self._evaluation
+        gate = self._recipe.gate
+        reference = Reference.measure(self._source, self._evaluation, self._work.path / "reference", self._progress)
 
-        def measure() -> Mapping[str, float]:
-            passport = compare(reference, result, quick, quick=True, progress=self._report("evaluate"))
-            return budget_values(passport)
+        def measure() -> Passport:
+            return compare(reference, result, self._evaluation, budgets=gate, quick=True, progress=self._progress)
 
-        report = hold(result, self._recipe.gate, measure, self._progress)
+        held = hold(result, gate, measure, self._progress)
         with new_directory(destination) as partial:
             write_native_into(result, partial, lambda name, done, total: self._progress("write", name, done, total))
             with open_checkpoint(partial) as written:
                 passport = compare(
-                    reference, written, self._evaluation, layer_outputs=result.output_errors(), progress=self._report("evaluate")
+                    reference,
+                    written,
+                    self._evaluation,
+                    budgets=gate,
+                    layer_outputs=result.output_errors(),
+                    progress=self._progress,
                 )
-            passport = passport.with_gate(report.to_dict()).with_recipe(self._record(record, result))
-            passport.write(partial)
+            passport = dataclasses.replace(
+                passport,
+                quantized=dataclasses.replace(passport.quantized, name=destination.name),
+                gate=dataclasses.replace(passport.gate, steps=held.steps),
+                quantization=self._quantization(record, result),
+            )
+            write_json(passport, partial / FILE_NAME)
+            write_html(passport, partial / HTML_FILE_NAME)
         return passport
+
+    def _quantization(self, calibration: dict[str, Any] | None, result: QuantizedCheckpoint) -> dict[str, Any]:
+        """How the checkpoint was made, for the passport."""
+        records = {index: result.record(index) for index in range(result.config.num_layers)}
+        fold_errors = [record.fold_error for record in records.values() if record.fold_error is not None]
+        wanted = self._recipe.weights.group_size
+        return {
+            "recipe": msgspec.to_builtins(self._recipe),
+            "calibration": calibration,
+            "fold_error": max(fold_errors, default=None),
+            "choices": {f"model.layers.{index}": dict(record.choices) for index, record in records.items()},
+            "group_sizes": {name: size for name, size in result.group_sizes().items() if size != wanted},
+        }
 
     def _calibration_ids(self) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any] | None]:
         """Nothing where no step looks at activations and no gate may want to know the worst layer."""
@@ -150,6 +176,8 @@ class _Job:
         return calibration_ids(self._source, self._recipe, self._calibration, self._work, self._progress)
 
     def _layers(self, ids: Sequence[npt.NDArray[np.int64]]) -> QuantizedCheckpoint:
+        from paddle_ds_slim.pipeline import quantize_layers  # loads Paddle
+
         training = next((step for step in self._recipe.steps if isinstance(step, Qat)), None)
         result = quantize_layers(self._source, self._recipe, self._work, ids, self._progress)
         if training is None:
@@ -174,8 +202,8 @@ class _Job:
         return self._work.load("trained")[0]
 
 
-def _trained_scheme(result: QuantizedCheckpoint) -> Callable[[str], TrainedScheme]:
-    def scheme(name: str) -> TrainedScheme:
+def _trained_scheme(result: QuantizedCheckpoint) -> Callable[[str], Literal["dense", "w8a16", "w8a8"]]:
+    def scheme(name: str) -> Literal["dense", "w8a16", "w8a8"]:
         found = result.scheme_of(name)
         if found == "w4a16":
             raise RecipeError(f"qat trains for 8 bits; layer '{name}' has 4")

@@ -24,7 +24,9 @@ def _list_recipes(context: click.Context, option: click.Parameter, wanted: bool)
     table = Table("recipe", "what it does", box=None)
     for name in recipe_names():
         overlay = name.startswith("kv8")
-        table.add_row(f"…+{name}" if overlay else name, "INT8 cache, over any other" if overlay else load_recipe(name).description)
+        table.add_row(
+            f"…+{name}" if overlay else name, "INT8 cache, over any other" if overlay else load_recipe(name).description
+        )
     Console().print(table)
     context.exit()
 
@@ -50,9 +52,15 @@ def named_files(values: tuple[str, ...], option: str) -> dict[str, Path] | None:
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--recipe", default="w8a8-smooth", show_default=True, help="A name, NAME+OVERLAY, or a YAML file.")
-@click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="Show recipes and exit.")
-@click.option("--calib", type=click.Path(path_type=Path), help="JSON lines or plain text to calibrate on. Default: self-generated.")
-@click.option("--calib-self-generate", type=click.IntRange(1), help="Let the model write N samples; --calib then holds questions.")
+@click.option(
+    "--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="Show recipes and exit."
+)
+@click.option(
+    "--calib", type=click.Path(path_type=Path), help="JSON lines or plain text to calibrate on. Default: self-generated."
+)
+@click.option(
+    "--calib-self-generate", type=click.IntRange(1), help="Let the model write N samples; --calib then holds questions."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Picks texts, and samples answers.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="Text to measure loss and KL on. Repeatable.")
 @click.option("--task", "tasks", multiple=True, metavar="NAME=FILE", help="Questions with answers, JSON lines. Repeatable.")

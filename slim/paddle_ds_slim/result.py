@@ -150,6 +150,10 @@ class QuantizedCheckpoint(Checkpoint):
                 errors[linear] = by_scheme[scheme]
         return errors
 
+    def group_sizes(self) -> dict[str, int | None]:
+        """Linear layer of 4 bits -> inputs that share a scale; ``None``: all of them."""
+        return {name: form.group_size for name, form in self._formats.items() if self.scheme_of(name) == "w4a16"}
+
     def float_view(self) -> QuantizedCheckpoint:
         """The same with every linear layer in float32, with what was folded into it: for training."""
         view = QuantizedCheckpoint(self._source, self._work, self.config, self._formats, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from paddle_ds.checkpoints.base import Checkpoint, Groups, Progress
 from paddle_ds.config.tensors import Role, TensorSpec, model_specs
 from paddle_ds_slim.exporters.gguf_model import check_gguf, write_gguf
-from paddle_ds_slim.exporters.target import Found, Planned, Target, some_names
+from paddle_ds_slim.exporters.target import Found, Planned, Target, counted, some_names
 from paddle_ds_slim.exporters.weights import BLOCK
 
 
@@ -39,8 +39,8 @@ class GgufQ8Target(Target):
         ragged = [spec.name for spec in linears if spec.shape[1] % BLOCK and spec.name not in source.ignored()]
         if ragged:
             yield (
-                f"{len(ragged)} linears have rows whose length is no multiple of {BLOCK}; they are F16, as llama.cpp "
-                f"requires: {some_names(ragged)}."
+                f"F16 and not Q8_0, because the length of a row is no multiple of {BLOCK}, as llama.cpp requires: "
+                f"{counted(len(ragged), 'linear')}, {some_names(ragged)}."
             )
         yield from remarks_on_gguf(source)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from paddle_ds.checkpoints.base import Checkpoint, Progress
 from paddle_ds.checkpoints.native import write_native_into
 from paddle_ds.config.tensors import Role, TensorSpec
-from paddle_ds_slim.exporters.target import Found, Planned, Target
+from paddle_ds_slim.exporters.target import Found, Planned, Target, counted
 
 
 class NativeTarget(Target):
@@ -44,9 +44,9 @@ class NativeTarget(Target):
         collapsed = [name for name in grouped if planned[name].groups is None]
         if collapsed:
             yield (
-                f"{len(collapsed)} of {len(grouped)} INT8 weights in groups of inputs have one scale per output channel; "
-                "they are stored so."
+                f"{len(collapsed)} of {counted(len(grouped), 'INT8 weight')} in groups of inputs: every output channel has "
+                "one scale in all its groups, and is stored so."
             )
         if len(collapsed) < len(grouped):
-            left = len(grouped) - len(collapsed)
-            yield f"{left} INT8 weights stay in groups of inputs: pack-quantized, with activations in floating point."
+            left = counted(len(grouped) - len(collapsed), "INT8 weight")
+            yield f"Still in groups of inputs, pack-quantized, with activations in floating point: {left}."

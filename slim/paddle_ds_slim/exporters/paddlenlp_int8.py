@@ -24,7 +24,7 @@ from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.tensors import Role, TensorSpec, model_specs
 from paddle_ds.errors import UnsupportedError
 from paddle_ds_slim.exporters.pdparams_writer import PdparamsWriter
-from paddle_ds_slim.exporters.target import Found, Planned, Target, some_names
+from paddle_ds_slim.exporters.target import Found, Planned, Target, counted, some_names
 
 #: outputs of a linear that Paddle's kernels for this layout want a multiple of
 _OUT_MULTIPLE = 16
@@ -77,14 +77,14 @@ class PaddleNLPInt8Target(Target):
         left_alone = [spec.name for spec in linears if spec.name in source.ignored()]
         if left_alone:
             yield (
-                f"{len(left_alone)} linears that the source leaves in floating point are quantised, because llm.int8 knows "
-                f"no exceptions: {some_names(left_alone)}."
+                f"Quantised although the source leaves them in floating point, because llm.int8 knows no exceptions: "
+                f"{counted(len(left_alone), 'linear')}, {some_names(left_alone)}."
             )
         odd = [spec.name for spec in linears if spec.shape[0] % _OUT_MULTIPLE]
         if odd:
             yield (
-                f"{len(odd)} linears have a number of outputs that is no multiple of {_OUT_MULTIPLE}, which Paddle asks "
-                f"for when it quantises itself: {some_names(odd)}."
+                f"A number of outputs that is no multiple of {_OUT_MULTIPLE}, which Paddle asks for when it quantises "
+                f"itself: {counted(len(odd), 'linear')}, {some_names(odd)}."
             )
 
     def _shards(self, config: ModelConfig) -> list[list[TensorSpec]]:

@@ -79,6 +79,11 @@ class Target(abc.ABC):
         """Sentences for people: what this format does to this model beyond the values of its weights."""
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 linear``, ``2 linears``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def some_names(names: list[str]) -> str:
     """The first few of many, for a sentence."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -15,6 +15,7 @@ from paddle_ds_slim.passport.config import EvalConfig
 from paddle_ds_slim.passport.data import EvalData, digest
 from paddle_ds_slim.passport.gate import judge
 from paddle_ds_slim.passport.generation import AnswerScore, common_prefix
+from paddle_ds_slim.passport.intervals import paired_difference, share
 from paddle_ds_slim.passport.record import (
     VERSION,
     Change,
@@ -34,7 +35,6 @@ from paddle_ds_slim.passport.record import (
     Task,
 )
 from paddle_ds_slim.passport.scores import ModelScores
-from paddle_ds_slim.passport.statistics import paired_difference, share
 from paddle_ds_slim.recipe import Gate
 
 #: of the histogram of divergences: two bins a decade, so that models of every quality fall into the same bins
@@ -54,7 +54,7 @@ def assemble(
     *,
     quick: bool,
 ) -> Passport:
-    """The passport of ``quantized``, with its verdict on ``budgets``."""
+    """The passport of ``quantized``, with its verdict on ``budgets``; ``reference`` is ``None`` where there is none."""
     data = quantized.data
     losses = {name: _mean_losses(name, reference, quantized) for name in data.texts}
     passport = Passport(
@@ -63,7 +63,7 @@ def assemble(
         quantized=quantized.model,
         quick=quick,
         loss={name: Change.of(*pair) for name, pair in losses.items()},
-        perplexity={name: Change.of(*map(_perplexity, pair)) for name, pair in losses.items()},
+        perplexity={name: Change.of(_perplexity(one), _perplexity(other)) for name, (one, other) in losses.items()},
         kl=_divergence(quantized) if reference is not None else None,
         top1_agreement=None if reference is None else _top1_agreement(reference, quantized),
         greedy=None if reference is None or not data.prompts else _greedy(config, reference, quantized),
@@ -173,14 +173,13 @@ def _speed(reference: ModelScores | None, quantized: ModelScores) -> Ratio | Non
 
 def _data(config: EvalConfig, data: EvalData) -> Data:
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _MAPPINGS}
+    tasks: dict[str, Source] = {}
+    for name, task in data.tasks.items():
+        sha256 = digest([item.prompt for item in task.items], *(item.expected for item in task.items))
+        tasks[name] = Source(task.source, sha256, len(task.items))
     return Data(
         texts={name: Source(text.source, digest(text.pieces), text.num_predicted) for name, text in data.texts.items()},
-        tasks={
-            name: Source(
-                task.source, digest([item.prompt for item in task.items], *(i.expected for i in task.items)), len(task.items)
-            )
-            for name, task in data.tasks.items()
-        },
+        tasks=tasks,
         greedy=Source("prompts", digest(data.prompts), len(data.prompts)) if data.prompts else None,
         settings=settings,
     )

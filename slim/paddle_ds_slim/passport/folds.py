@@ -1,7 +1,7 @@
 """What was moved between neighbours of a quantised model, found by holding its weights against the reference's.
 
-Smoothing multiplies inputs of a layer by a factor that its weight takes back, and a shift takes a constant off inputs that its bias
-gives back. The function stays as it was, so neither is an error, but plain differences of weights would count it as one.
+Smoothing multiplies inputs of a layer by a factor that its weight takes back, and a shift takes a constant off inputs that its
+bias gives back. The function stays as it was, so neither is an error, but plain differences of weights would count it as one.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 With the factors ``c`` on its inputs, ``r`` on its outputs and the shift ``z`` that were moved between neighbours, and ``Q`` the
 rounding of activations in the layer's scheme::
 
-    weight error   ||W_q c / r - W|| / ||W||                                        Frobenius norms
-    output error   ||(Q(c (x - z)) W_q + b_q - b) / r - x W|| / ||x W||             over all tokens and outputs; b where z moved it
+    weight error   ||W_q c / r - W|| / ||W||                               Frobenius norms
+    output error   ||(Q(c (x - z)) W_q + b_q - b) / r - x W|| / ||x W||    over all tokens and outputs; biases where z moved them
 """
 
 from __future__ import annotations

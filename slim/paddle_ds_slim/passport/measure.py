@@ -1,4 +1,4 @@
-"""Two models, one after the other: the reference leaves what is needed of it on disk, then the quantised model is held against that."""
+"""Two models, one after the other: the reference leaves what is needed of it on disk, and the other one is held against that."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ def compare(
     budgets: Gate = Gate(),  # noqa: B008 - frozen
     layer_outputs: Mapping[str, float] | None = None,
     quick: bool = False,
+    name: str = "",
     progress: Progress = silent,
 ) -> Passport:
     """Hold ``checkpoint``, run as it is stored (INT8 if it is in floating point), against the reference.
@@ -87,9 +88,10 @@ def compare(
     Args:
         config: the one that ``reference`` was measured with.
         budgets: end up in the passport's ``gate``, with what they were held against.
-        layer_outputs: linear layer -> relative error of its output, from whoever measured it on more data; the others are measured
-            on ``config.layer_tokens`` tokens.
+        layer_outputs: linear layer -> relative error of its output, from whoever measured it on more data; the others are
+            measured on ``config.layer_tokens`` tokens.
         quick: only what budgets look at: texts, and tasks where there is a budget for them.
+        name: of the model in the passport, where that is not its directory's.
 
     Raises:
         ConfigError: ``config`` is another one.
@@ -116,6 +118,8 @@ def compare(
             layer_outputs,
             lambda name, done, total: progress("layers", name, done, total),
         )
+    if name:
+        scores = dataclasses.replace(scores, model=dataclasses.replace(scores.model, name=name))
     return assemble(config, reference.scores, scores, layers, budgets, quick=quick)
 
 
@@ -174,7 +178,7 @@ def _room(config: EvalConfig, data: EvalData) -> int:
 
 
 def _completed(loaded: LoadedModel, config: EvalConfig, data: EvalData, stage: str, progress: Progress) -> EvalData:
-    """``data`` with a text that the model writes itself, where it has none: sampled at temperature 1, so that its loss is not 0."""
+    """``data``, with a text that the model writes itself where it has none: at temperature 1, so that its loss is far from 0."""
     if data.texts:
         return data
     progress(stage, SELF_GENERATED, 0, 1)

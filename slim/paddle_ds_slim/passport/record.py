@@ -1,7 +1,7 @@
 """The passport: what a checkpoint is worth beside its reference, as records that become JSON. ``docs/passport.md`` explains it.
 
-The names of fields are the keys of the JSON, so they stay as they are; what is new gets a key of its own. ``None`` and values that
-are no finite number are ``null``.
+The names of fields are the keys of the JSON, so they stay as they are; what is new gets a key of its own. ``None`` and values
+that are no finite number are ``null``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Change(Pair):
     increase: float | None
 
     @classmethod
-    def of(cls, reference: float | None, quantized: float) -> Change:
-        return cls(reference, quantized, None if not reference else quantized / reference - 1)
+    def of(cls, reference: float | None, quantized: float | None) -> Change:
+        return cls(reference, quantized, quantized / reference - 1 if reference and quantized is not None else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +205,8 @@ class Passport:
     data: Data
     versions: Mapping[str, str | None]
     gate: GateRecord
+    #: how the model was made, where the passport was written by what made it
+    recipe: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold."""
