@@ -68,9 +68,9 @@ def _sizes(result: QuantizedCheckpoint) -> dict[str, int]:
 
 def _worst(result: QuantizedCheckpoint, sizes: Mapping[str, int]) -> tuple[str, float] | None:
     """The layer with the largest output error among those that hold integers."""
-    errors = {
-        name: error for name, error in result.output_errors().items() if name in sizes and result.scheme_of(name) != "dense"
-    }
+    held = (name for name in sizes if result.scheme_of(name) != "dense")
+    measured = result.output_errors()
+    errors = {name: measured[name] for name in held if name in measured}
     if not errors:
         return None
     layer = max(errors, key=lambda name: (errors[name], name))

@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from paddle_ds.logs import fields
 
@@ -30,7 +30,7 @@ class StageBar:
             disable=not self._is_terminal,
         )
         self._stage = ""
-        self._task = None
+        self._task: TaskID | None = None
 
     def __call__(self, stage: str, item: str, done: int, total: int) -> None:
         if stage != self._stage:

@@ -2,8 +2,8 @@
 
     open -> calibration ids -> layers, one by one -> (training) -> measure -> gate -> write, with its passport
 
-Everything up to the gate lives in a work directory beside the destination, so an interrupted run goes on at the layer where it was.
-The destination is written beside its name and renamed.
+Everything up to the gate lives in a work directory beside the destination, so an interrupted run goes on at the layer where it
+was. The destination is written beside its name and renamed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from paddle_ds.devices import environment
 from paddle_ds.errors import RecipeError
 from paddle_ds.logs import fields
 from paddle_ds_slim.calibrating import CalibrationSource, calibration_ids
-from paddle_ds_slim.gate import budgets_of, hold
+from paddle_ds_slim.gate import hold
 from paddle_ds_slim.passport import FILE_NAME, EvalConfig, Passport, write_json
 from paddle_ds_slim.passport.html import FILE_NAME as HTML_FILE_NAME
 from paddle_ds_slim.passport.html import write_html
@@ -171,7 +171,7 @@ class _Job:
 
     def _calibration_ids(self) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any] | None]:
         """Nothing where no step looks at activations and no gate may want to know the worst layer."""
-        if not self._recipe.needs_data() and not budgets_of(self._recipe.gate):
+        if not self._recipe.needs_data() and self._recipe.gate.is_open():
             return [], None
         return calibration_ids(self._source, self._recipe, self._calibration, self._work, self._progress)
 

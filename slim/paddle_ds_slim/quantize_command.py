@@ -75,8 +75,8 @@ def named_files(values: tuple[str, ...], option: str) -> dict[str, Path] | None:
 def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
     """Quantise the checkpoint SRC into the new directory OUT.
 
-    An interrupted run goes on where it was when the same command is given again. Exit status 3: the result was not good enough, and
-    nothing was written.
+    An interrupted run goes on where it was when the same command is given again. Exit status 3: the result was not good enough,
+    and nothing was written.
     """
     from paddle_ds_slim.calibrating import CalibrationSource
     from paddle_ds_slim.passport import EvalConfig
