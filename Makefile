@@ -7,11 +7,11 @@ PORT ?= 8000
 MODEL ?=
 ARGS ?=
 
-.PHONY: help serve test test-floor check bench wheel sanitize golden lock clean
+.PHONY: help serve test test-floor check bench wheel sanitize quant-table golden lock clean
 
 help:
 	@echo "make serve [MODEL=path-or-hub-name] [HOST=127.0.0.1] [PORT=8000] [ARGS='--quant w8a8 ...']"
-	@echo "make test | check | bench | wheel | test-floor | sanitize | golden | lock | clean"
+	@echo "make test | check | bench | wheel | test-floor | sanitize | quant-table | golden | lock | clean"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python found; install python3.11 and python3.11-venv, or call make with PYTHON=..."; exit 1; }
@@ -58,6 +58,10 @@ test-floor: $(VENV)/.dev
 # The operators under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.dev
 	tools/sanitize_operators.sh
+
+# Every quantisation recipe on small models; rewrites the tables in docs/quantization.md.
+quant-table: $(VENV)/.dev
+	$(BIN)/python tools/quant_table.py $(ARGS)
 
 golden: $(VENV)/.dev
 	$(PYTHON) tools/make_golden_hf.py --venv .venv-golden

@@ -130,8 +130,9 @@ def _refuse_requantising(view: ConvertedCheckpoint, target: Target, source: Chec
     kind += ", with zero points" if first.groups.has_zero_points else ""
     kind += ", in activation order" if first.groups.has_index else ""
     raise QuantizationError(
-        f"{source.directory}: {counted(len(names), 'weight')} of {kind} ({some_names(names)}): {target.name} cannot hold them, so their "
-        "integers would be rounded a second time. --allow-requantize does that and says what it costs; --to native keeps them"
+        f"{source.directory}: {target.name} cannot hold {counted(len(names), 'weight')} of {kind} ({some_names(names)}): "
+        "their integers would be rounded a second time. --allow-requantize does that and says what it costs; "
+        "--to native keeps them"
     )
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import paddle
 
 from paddle_ds.errors import CalibrationError, QuantizationError
-from paddle_ds_slim.paddlenlp_model import blocks_of, quiet, run, run_block
+from paddle_ds_slim.paddlenlp_model import blocks_of, run, run_block
 from paddle_ds_slim.paddleslim_adapter.searches import SearchName, make_search
-from paddle_ds_slim.paddleslim_adapter.shipped import advanced
+from paddle_ds_slim.paddleslim_adapter.shipped import advanced, running
 
 Batch = npt.NDArray[Any]
 
@@ -57,7 +57,7 @@ def smooth(layer: Any, batches: Sequence[Batch], alpha: float = 0.5, search: Sea
 
     Raises:
         CalibrationError: no data.
-        QuantizationError: the function changed, or the layer's names cannot be paired.
+        QuantizationError: the function changed, the layer's names cannot be paired, or PaddleSlim failed.
     """
     rows = sequences(batches)
     _check_names(layer)
@@ -65,7 +65,7 @@ def smooth(layer: Any, batches: Sequence[Batch], alpha: float = 0.5, search: Sea
     if search is not None:
         options |= {"search_function": make_search(search), "sample_function": EverySequence(), "start_sample_step": 0}
         options |= {"smooth_method": "awq"} if search == "awq" else {}
-    with quiet(), paddle.no_grad():
+    with running("Smooth"):
         _fold(layer, rows, advanced("smooth").Smooth(layer, _LLAMA_PAIRS, **options))
 
 
@@ -79,12 +79,12 @@ def shift(layer: Any, batches: Sequence[Batch], average: bool = False) -> None:
 
     Raises:
         CalibrationError: no data.
-        QuantizationError: the function changed, or the layer's names cannot be paired.
+        QuantizationError: the function changed, the layer's names cannot be paired, or PaddleSlim failed.
     """
     rows = sequences(batches)
     _check_names(layer)
     sampler = advanced("sample").EMASampler() if average else None
-    with quiet(), paddle.no_grad():
+    with running("Shift"):
         _fold(layer, rows, advanced("shift").Shift(layer, _LLAMA_PAIRS, sample_function=sampler))
 
 
@@ -96,10 +96,11 @@ def auto_clip(layer: Any, batches: Sequence[Batch], group_size: int = 64) -> Non
 
     Raises:
         CalibrationError: no data.
+        QuantizationError: PaddleSlim failed.
     """
     rows = sequences(batches)
     num_tokens = sum(row.shape[1] for row in rows)
-    with quiet(), paddle.no_grad():
+    with running("AutoClip"):
         # with fewer tokens than n_sample_token its stride would be 0
         clip = advanced("auto_clip").AutoClip(
             layer, sample_function=EverySequence(), n_sample_token=min(_CLIP_TOKENS, num_tokens)

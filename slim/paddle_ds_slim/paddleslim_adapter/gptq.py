@@ -11,9 +11,9 @@ import numpy as np
 
 from paddle_ds.errors import QuantizationError, UnsupportedError
 from paddle_ds.logs import fields
-from paddle_ds_slim.paddlenlp_model import LINEAR_GROUPS, block_linears, blocks_of, embed, quiet, run_block
+from paddle_ds_slim.paddlenlp_model import LINEAR_GROUPS, block_linears, blocks_of, embed, run_block
 from paddle_ds_slim.paddleslim_adapter.folds import Batch, sequences
-from paddle_ds_slim.paddleslim_adapter.shipped import advanced
+from paddle_ds_slim.paddleslim_adapter.shipped import advanced, running
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def gptq(layer: Any, batches: Sequence[Batch], bits: int = 4, group_size: int | 
     _warn_of_few_tokens(blocks_of(layer)[0], sum(row.shape[1] for row in hidden))
     for block in blocks_of(layer):
         for names in LINEAR_GROUPS:
-            with quiet(), _wrapped(block, names, bits) as wrappers:
+            with _wrapped(block, names, bits) as wrappers:
                 for row in hidden:
                     run_block(block, row)
                 for name, wrapper in wrappers.items():
@@ -70,10 +70,8 @@ def _replace(block: Any, name: str, layer: Any) -> None:
 
 
 def _round(where: str, wrapper: Any, group_size: int | None, actorder: bool) -> None:
-    try:
+    with running(f"GPTQ of {where}"):
         wrapper.fasterquant(groupsize=-1 if group_size is None else group_size, actorder=actorder)
-    except Exception as error:  # Paddle raises ValueError, RuntimeError or OSError for a matrix that has no Cholesky factor
-        raise QuantizationError(f"{where}: PaddleSlim's GPTQ failed: {str(error).strip().splitlines()[-1]}") from error
     if not np.isfinite(wrapper.layer.weight.numpy()).all():
         raise QuantizationError(f"{where}: PaddleSlim's GPTQ left NaN or infinity; calibrate with other or more data")
 

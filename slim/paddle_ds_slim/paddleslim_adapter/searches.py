@@ -9,8 +9,7 @@ import paddle
 
 from paddle_ds.checkpoints.dtypes import Float32Array
 from paddle_ds.errors import CalibrationError, QuantizationError, UnsupportedError
-from paddle_ds_slim.paddlenlp_model import quiet
-from paddle_ds_slim.paddleslim_adapter.shipped import advanced
+from paddle_ds_slim.paddleslim_adapter.shipped import advanced, running
 
 SearchName = Literal["piecewise", "awq"]
 
@@ -59,21 +58,22 @@ def search_smooth_scale(
         float32 ``[in]``, above 0.
 
     Raises:
-        CalibrationError: no tokens.
-        QuantizationError: the search found nothing, or ``group_size`` does not divide the inputs.
+        CalibrationError: no tokens, or NaN or infinity among them.
+        QuantizationError: ``group_size`` does not divide the inputs, or PaddleSlim failed or found no scales.
         UnsupportedError: as :func:`make_search`.
     """
-    if not x.size:
-        raise CalibrationError(f"search {name!r} got no tokens; calibration needs at least one sequence")
+    if not x.size or not np.isfinite(x).all():
+        found = "NaN or infinity" if x.size else "no tokens"
+        raise CalibrationError(f"search {name!r} got {found}; it needs the finite activations of at least one sequence")
     if group_size is not None and weight.shape[1] % group_size:
         raise QuantizationError(f"search {name!r}: {weight.shape[1]} inputs cannot be cut into groups of {group_size}")
     search = make_search(name, bits, group_size, pieces)
-    with quiet(), paddle.no_grad():
+    with running(f"search {name!r}"):
         inputs, largest = paddle.to_tensor(x[None]), paddle.to_tensor(act_absmax[None])
-        found = search.search(name, inputs, largest, paddle.to_tensor(np.ascontiguousarray(weight.T)))
-        scale: Float32Array = found.numpy().astype(np.float32).reshape(-1)
+        result = search.search(name, inputs, largest, paddle.to_tensor(np.ascontiguousarray(weight.T)))
+        scale: Float32Array = result.numpy().astype(np.float32).reshape(-1)
     if not (np.isfinite(scale) & (scale > 0)).all():
-        raise QuantizationError(f"search {name!r} found scales that are not above 0; are the activations finite?")
+        raise QuantizationError(f"search {name!r} found scales that are not above 0 or not finite")
     return scale
 
 
@@ -86,7 +86,7 @@ def layer_wise_error(layer: Any, x: Float32Array, *, weight_bits: int = 8, activ
         layer: a ``paddle.nn.Linear``.
         x: float32 ``[..., in]``.
     """
-    with quiet(), paddle.no_grad():
+    with running("LayerWiseQuantError"):
         error = advanced("layerwise_quant_error").LayerWiseQuantError(layer, weight_bits, activation_bits)
         error(paddle.to_tensor(x))
         return float(error.loss)

@@ -8,16 +8,20 @@ other number means code that nobody has looked at, and is refused.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paddle_ds.errors import QuantizationError, UnsupportedError
+import paddle
+
+from paddle_ds.errors import PaddleDSError, QuantizationError, UnsupportedError
 from paddle_ds_slim.paddlenlp_model import quiet
 
 #: what the counts below were taken from
@@ -124,6 +128,27 @@ def mended(source: str, name: str, cure: Cure) -> ast.Module:
             f"{MEASURED_VERSION}; install PaddleSlim {MEASURED_VERSION}, or choose a recipe that does without this method"
         )
     return ast.fix_missing_locations(tree)
+
+
+@contextlib.contextmanager
+def running(what: str) -> Iterator[None]:
+    """Run PaddleSlim: without gradients, its output in the debug log, and whatever it raises as one of our errors.
+
+    Raises:
+        QuantizationError: PaddleSlim failed; Paddle below it raises ValueError, RuntimeError, OSError and others.
+    """
+    try:
+        with quiet(), paddle.no_grad():
+            yield
+    except PaddleDSError:
+        raise
+    except Exception as error:
+        raise QuantizationError(f"PaddleSlim's {what} failed: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """What an error says; Paddle's messages begin with a C++ trace."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def load(name: str) -> Any:

@@ -20,6 +20,7 @@ from paddle_ds.kernels.int8_linear import quantize_activations
 from paddle_ds_slim.paddlenlp_model import block_linears, blocks_of, build_model
 from paddle_ds_slim.paddleslim_adapter.folds import Batch, auto_clip, shift, smooth
 from paddle_ds_slim.paddleslim_adapter.gptq import gptq
+from paddle_ds_slim.paddleslim_adapter.shipped import last_line
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,7 @@ def _row(
         return Row(method.name, fp32=evaluate(model), w8a8=w8a8, w4=w4)
     except Exception as error:  # a method that fails is a row of the table, too
         logger.debug("paddleslim.failed", exc_info=True)
-        return Row(
-            method.name, error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
-        )
+        return Row(method.name, error=f"{type(error).__name__}: {last_line(error)}")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from paddle_ds.errors import QuantizationError
 from paddle_ds.layers import Linear
 from paddle_ds.models import Decoder
 from paddle_ds.runtime.evaluate import position_logits
-from paddle_ds_slim.passport.data import Ids
+from paddle_ds_slim.passport.data import Piece
 
 #: attribute of a decoder layer -> linears that read what it reads
 _READERS: Mapping[str, tuple[str, ...]] = {
@@ -29,7 +29,7 @@ _READERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def keep_inputs(loaded: LoadedModel, pieces: tuple[Ids, ...], num_tokens: int, directory: Path) -> dict[str, Path]:
+def keep_inputs(loaded: LoadedModel, pieces: tuple[Piece, ...], num_tokens: int, directory: Path) -> dict[str, Path]:
     """Run the first ``num_tokens`` tokens of ``pieces``; linear layer (and ``lm_head``) -> file of its inputs.
 
     Raises:
@@ -38,9 +38,8 @@ def keep_inputs(loaded: LoadedModel, pieces: tuple[Ids, ...], num_tokens: int, d
     with _caught(loaded.runner.decoder) as caught:
         room = num_tokens
         for piece in pieces:
-            for _ in position_logits(loaded.runner, piece[:room]):
-                pass
-            room -= len(piece[:room])
+            for logits in position_logits(loaded.runner, piece.ids[:room]):
+                room -= len(logits)
             if room <= 0:
                 break
     files: dict[str, Path] = {}

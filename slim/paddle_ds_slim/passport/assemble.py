@@ -177,9 +177,8 @@ def _data(config: EvalConfig, data: EvalData) -> Data:
     for name, task in data.tasks.items():
         sha256 = digest([item.prompt for item in task.items], *(item.expected for item in task.items))
         tasks[name] = Source(task.source, sha256, len(task.items))
-    return Data(
-        texts={name: Source(text.source, digest(text.pieces), text.num_predicted) for name, text in data.texts.items()},
-        tasks=tasks,
-        greedy=Source("prompts", digest(data.prompts), len(data.prompts)) if data.prompts else None,
-        settings=settings,
-    )
+    texts: dict[str, Source] = {}
+    for name, text in data.texts.items():
+        texts[name] = Source(text.source, digest([piece.ids for piece in text.pieces]), text.num_predicted)
+    greedy = Source("prompts", digest(data.prompts), len(data.prompts)) if data.prompts else None
+    return Data(texts, tasks, greedy, settings)

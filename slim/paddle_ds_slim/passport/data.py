@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +35,31 @@ _PROMPT_TOKENS, _MIN_PROMPT_TOKENS = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """Tokens that are read in one go. Those from ``start`` on are predicted, the ones before are read only."""
+
+    ids: Ids
+    start: int = 1
+
+    @property
+    def num_predicted(self) -> int:
+        return len(self.ids) - self.start
+
+
+@dataclasses.dataclass(frozen=True)
 class TextData:
-    """Pieces of a text; every token of a piece but its first is predicted.
+    """Pieces of a text.
 
     Attributes:
         source: name of the file, ``token ids`` or ``self-generated``.
     """
 
     source: str
-    pieces: tuple[Ids, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def num_predicted(self) -> int:
-        return sum(len(piece) - 1 for piece in self.pieces)
+        return sum(piece.num_predicted for piece in self.pieces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,7 @@ class EvalData:
         return max(map(len, prompts), default=0)
 
     def longest_piece(self) -> int:
-        return max((len(piece) for text in self.texts.values() for piece in text.pieces), default=0)
+        return max((len(piece.ids) for text in self.texts.values() for piece in text.pieces), default=0)
 
 
 def texts_of(tokenizer: Tokenizer, config: EvalConfig, context_tokens: int) -> dict[str, TextData]:
@@ -106,21 +118,35 @@ def texts_of(tokenizer: Tokenizer, config: EvalConfig, context_tokens: int) -> d
     return made
 
 
-def cut(documents: Iterator[Sequence[int]], window: int, max_predicted: int, bos_id: int | None) -> tuple[Ids, ...]:
+def cut(documents: Iterable[Sequence[int]], window: int, max_predicted: int, bos_id: int | None) -> tuple[Piece, ...]:
     """Pieces of at most ``window`` tokens, each opened as its document is, until ``max_predicted`` tokens are predicted."""
-    pieces: list[Ids] = []
+    pieces: list[Piece] = []
     room = max_predicted
     for document in documents:
         opening = [bos_id] if bos_id is not None and list(document[:1]) == [bos_id] else []
         rest = list(document[len(opening) :])
         while rest and room > 0:
             size = min(window - len(opening), room + 1 - len(opening))
-            piece, rest = (*opening, *rest[:size]), rest[size:]
-            if len(piece) > 1:
+            piece, rest = Piece((*opening, *rest[:size])), rest[size:]
+            if piece.num_predicted:
                 pieces.append(piece)
-                room -= len(piece) - 1
+                room -= piece.num_predicted
         if room <= 0:
             break
+    return tuple(pieces)
+
+
+def answers_of(written: Iterable[Ids], prompts: Iterable[Ids], window: int, max_predicted: int) -> tuple[Piece, ...]:
+    """One piece for each text that begins with one of ``prompts``; what stands behind the prompt is predicted."""
+    longest_first = sorted(set(prompts), key=len, reverse=True)
+    pieces: list[Piece] = []
+    room = max_predicted
+    for ids in written:
+        start = next(len(prompt) for prompt in longest_first if ids[: len(prompt)] == prompt)
+        piece = Piece(ids[: min(window, start + room)], start)
+        if piece.num_predicted > 0:
+            pieces.append(piece)
+            room -= piece.num_predicted
     return tuple(pieces)
 
 
@@ -185,7 +211,7 @@ def greedy_prompts(tokenizer: Tokenizer, config: EvalConfig, texts: dict[str, Te
         asked = questions_for(tokenizer, config.greedy_prompts, seed=config.seed)[: config.greedy_prompts]
         return tuple(question_ids(tokenizer, question) for question in asked)
     pieces = [piece for text in texts.values() for piece in text.pieces]
-    starts = [piece[start : start + _PROMPT_TOKENS] for piece in pieces for start in range(0, len(piece), _PROMPT_TOKENS)]
+    starts = [p.ids[start : start + _PROMPT_TOKENS] for p in pieces for start in range(0, len(p.ids), _PROMPT_TOKENS)]
     usable = [start for start in starts if len(start) >= _MIN_PROMPT_TOKENS] or starts[:1]
     step = max(1, len(usable) // config.greedy_prompts)
     return tuple(usable[::step][: config.greedy_prompts])

@@ -115,10 +115,12 @@ def _blocks(runner: ModelRunner, text: TextData) -> Iterator[tuple[FloatArray, n
     rows = max(1, _BLOCK_ELEMENTS // vocab)
     chunk = max(1, min(_MAX_CHUNK_TOKENS, _CHUNK_ELEMENTS // vocab))
     for piece in text.pieces:
-        targets = np.asarray(piece[1:], np.int64)
-        done = 0
-        for logits in position_logits(runner, piece, chunk_tokens=chunk):
-            wanted = logits[: len(targets) - done]  # nothing follows the last token
+        targets = np.asarray(piece.ids[piece.start :], np.int64)
+        position = done = 0
+        for logits in position_logits(runner, piece.ids, chunk_tokens=chunk):
+            first = max(0, piece.start - 1 - position)
+            wanted = logits[first : first + len(targets) - done]  # what was read only, and the last token, predict nothing
+            position += len(logits)
             for start in range(0, len(wanted), rows):
                 block = wanted[start : start + rows]
                 yield log_softmax(block), targets[done : done + len(block)]

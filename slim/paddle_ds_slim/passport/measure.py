@@ -19,7 +19,17 @@ from paddle_ds_slim.calibration_files import TokenSample
 from paddle_ds_slim.passport.activations import keep_inputs
 from paddle_ds_slim.passport.assemble import assemble
 from paddle_ds_slim.passport.config import EvalConfig
-from paddle_ds_slim.passport.data import EvalData, TextData, cut, greedy_prompts, reasons, tasks_of, texts_of
+from paddle_ds_slim.passport.data import (
+    EvalData,
+    TextData,
+    answers_of,
+    cut,
+    greedy_prompts,
+    question_ids,
+    reasons,
+    tasks_of,
+    texts_of,
+)
 from paddle_ds_slim.passport.distributions import TextScores, score, score_and_keep
 from paddle_ds_slim.passport.layers import layer_errors
 from paddle_ds_slim.passport.record import LayerError, Passport
@@ -80,7 +90,6 @@ def compare(
     budgets: Gate = Gate(),  # noqa: B008 - frozen
     layer_outputs: Mapping[str, float] | None = None,
     quick: bool = False,
-    name: str = "",
     progress: Progress = silent,
 ) -> Passport:
     """Hold ``checkpoint``, run as it is stored (INT8 if it is in floating point), against the reference.
@@ -91,7 +100,6 @@ def compare(
         layer_outputs: linear layer -> relative error of its output, from whoever measured it on more data; the others are
             measured on ``config.layer_tokens`` tokens.
         quick: only what budgets look at: texts, and tasks where there is a budget for them.
-        name: of the model in the passport, where that is not its directory's.
 
     Raises:
         ConfigError: ``config`` is another one.
@@ -118,8 +126,6 @@ def compare(
             layer_outputs,
             lambda name, done, total: progress("layers", name, done, total),
         )
-    if name:
-        scores = dataclasses.replace(scores, model=dataclasses.replace(scores.model, name=name))
     return assemble(config, reference.scores, scores, layers, budgets, quick=quick)
 
 
@@ -187,10 +193,13 @@ def _completed(loaded: LoadedModel, config: EvalConfig, data: EvalData, stage: s
     limits = {"max_new_tokens": _SELF_TOKENS, "temperature": 1.0, "top_p": 1.0}
     samples = self_generate(LLM.of(loaded), asked, count, seed=config.seed, **limits)  # type: ignore[arg-type]
     written = [sample.token_ids for sample in samples if isinstance(sample, TokenSample)]
-    window = min(config.window_tokens, loaded.engine.limits.max_context_tokens)
-    texts = {
-        SELF_GENERATED: TextData(SELF_GENERATED, cut(iter(written), window, config.max_tokens_per_text, loaded.tokenizer.bos_id))
-    }
+    bos_id, window = loaded.tokenizer.bos_id, min(config.window_tokens, loaded.engine.limits.max_context_tokens)
+    if loaded.tokenizer.chat_template is None:
+        pieces = cut(written, window, config.max_tokens_per_text, bos_id)
+    else:
+        prompts = [question_ids(loaded.tokenizer, question) for question in asked]
+        pieces = answers_of(written, prompts, window, config.max_tokens_per_text)
+    texts = {SELF_GENERATED: TextData(SELF_GENERATED, pieces)}
     return dataclasses.replace(data, texts=texts, prompts=greedy_prompts(loaded.tokenizer, config, texts))
 
 
@@ -203,7 +212,7 @@ def _check_vocabulary(reference: Reference, checkpoint: Checkpoint) -> None:
     if checkpoint.directory == reference.checkpoint.directory:
         return
     tokenizers = [Tokenizer.from_dir(c.directory) for c in (checkpoint, reference.checkpoint)]
-    pieces = [text.pieces[0] for text in reference.scores.data.texts.values()]
+    pieces = [text.pieces[0].ids for text in reference.scores.data.texts.values()]
     one, other = ([tokenizer.decode(ids, skip_special_tokens=False) for ids in pieces] for tokenizer in tokenizers)
     if one != other:
         raise ConfigMismatchError(f"{where}: the same token ids are other texts to their tokenizers; they cannot be compared")

@@ -206,7 +206,7 @@ class Passport:
     versions: Mapping[str, str | None]
     gate: GateRecord
     #: how the model was made, where the passport was written by what made it
-    recipe: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold."""

@@ -91,7 +91,7 @@ def measure_model(
     speed = None
     if config.speed_tokens:
         progress(stage, "speed", 0, 1)
-        speed = measure_speed(loaded, next(iter(data.texts.values())).pieces[0], config.speed_tokens)
+        speed = measure_speed(loaded, next(iter(data.texts.values())).pieces[0].ids, config.speed_tokens)
     progress(stage, "", 1, 1)
     model = Model(checkpoint.directory.name, checkpoint.format, loaded.recipe.name, loaded.plan.kv_dtype)
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.stored().values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,29 +34,34 @@ def quantized_readers(state: BlockState, pair: Pair) -> tuple[str, ...]:
     return tuple(name for name in PAIRS[pair][1] if state.formats[name].scheme != "dense")
 
 
-def fold_best(
-    state: BlockState, pair: Pair, candidates: Iterable[tuple[float, Float32Array]], search_tokens: int, label: str
-) -> None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """Factors per channel of the producer, and what they came from: ``alpha``, ``ratio`` … and its value."""
+
+    label: str
+    value: float
+    scale: Float32Array
+
+
+def fold_best(state: BlockState, pair: Pair, candidates: Iterable[Candidate], search_tokens: int) -> None:
     """Fold the candidate that gives the least output error, or none where no candidate beats doing nothing.
 
     The error is ``sum over readers of ||x W' - q(x / s) q(W s)'||^2 / ||x W'||^2`` on a sample of tokens.
 
-    Args:
-        candidates: what is tried and the factors per channel of the producer that it gives.
     """
     readers = quantized_readers(state, pair)
     sample = spread_rows(state.inputs[PAIRS[pair][1][0]], search_tokens)
     exact = [sample @ state.weight(name).T for name in readers]
-    least, choice, best = output_error(state, readers, sample, exact, None), None, None
-    before = least
-    for value, scale in candidates:
-        error = output_error(state, readers, sample, exact, widened(state.config, pair, scale))
+    best: Candidate | None = None
+    before = least = output_error(state, readers, sample, exact, None)
+    for candidate in candidates:
+        error = output_error(state, readers, sample, exact, widened(state.config, pair, candidate.scale))
         if error < least:
-            least, choice, best = error, value, scale
+            least, best = error, candidate
     state.choices[pair] = {"error_before": before, "error": least}
-    if best is not None and choice is not None:
-        state.choices[pair][label] = choice
-        state.fold(Fold(pair, best))
+    if best is not None:
+        state.choices[pair][best.label] = best.value
+        state.fold(Fold(pair, best.scale))
 
 
 def output_error(
