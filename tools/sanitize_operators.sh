@@ -14,4 +14,5 @@ export ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_
 LD_LIBRARY_PATH=$("$python" -c 'import importlib.util as u, pathlib; print(pathlib.Path(u.find_spec("paddle").origin).parent / "libs")')
 export LD_LIBRARY_PATH
 export PADDLE_DS_OPERATORS=$library LD_PRELOAD="$asan $ubsan" OMP_NUM_THREADS=2
-exec "$python" -m pytest -q -p no:cacheprovider tests/kernels/test_compiled_operators.py -k "not instruction_set" "$@"
+exec "$python" -m pytest -q -p no:cacheprovider tests/kernels/test_compiled_operators.py tests/kernels/test_grouped_linear.py \
+  tests/kernels/test_static_kv_scales.py tests/kernels/test_fused_decoder.py -k "not instruction_set" "$@"

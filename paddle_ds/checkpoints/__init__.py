@@ -5,32 +5,44 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from paddle_ds.checkpoints.awq import AwqCheckpoint
 from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, GroupedWeight, Int8Weight, Progress, StoredTensor, Weight
 from paddle_ds.checkpoints.compressed import CompressedTensorsCheckpoint
+from paddle_ds.checkpoints.gguf import open_gguf
+from paddle_ds.checkpoints.gptq import GptqCheckpoint
 from paddle_ds.checkpoints.hf import HuggingFaceCheckpoint
 from paddle_ds.checkpoints.layout import FileCheckpoint
-from paddle_ds.checkpoints.listing import list_weights, open_weights
+from paddle_ds.checkpoints.listing import find_gguf, list_weights, open_weights
 from paddle_ds.checkpoints.paddlenlp import PaddleNLPCheckpoint
+from paddle_ds.checkpoints.qweight import QWEIGHT
+from paddle_ds.checkpoints.raw import TensorFiles
 from paddle_ds.config.model import ModelConfig
-from paddle_ds.errors import CheckpointNotFound, UnknownFormatError, UnsupportedError
+from paddle_ds.errors import CheckpointNotFound, ConfigMismatchError, UnknownFormatError, UnsupportedError
 from paddle_ds.settings import Settings
 from paddle_ds.settings import load as load_settings
 
 __all__ = ["Checkpoint", "DenseTensor", "GroupedWeight", "Int8Weight", "Progress", "StoredTensor", "Weight", "open_checkpoint"]
 
 #: asked in this order; a format that reads the ``quantization_config`` it knows comes before those that want none
-FORMATS: tuple[type[FileCheckpoint], ...] = (CompressedTensorsCheckpoint, PaddleNLPCheckpoint, HuggingFaceCheckpoint)
+FORMATS: tuple[type[FileCheckpoint], ...] = (
+    CompressedTensorsCheckpoint,
+    GptqCheckpoint,
+    AwqCheckpoint,
+    PaddleNLPCheckpoint,
+    HuggingFaceCheckpoint,
+)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_checkpoint(model: str | Path, settings: Settings | None = None, progress: Progress | None = None) -> Checkpoint:
-    """Open ``model``: a directory, one weight file beside its ``config.json``, or ``org/name`` on a hub.
+    """Open ``model``: a directory, one weight file beside its ``config.json``, a GGUF file, or ``org/name`` on a hub.
 
     The inventory (names, shapes, types, file lengths) is verified before this returns; values are, as they are read.
 
     Args:
-        settings: says which hub to ask and where to keep what it sends; read from the environment if not given.
+        settings: says which hub to ask and where to keep what it sends, and a tokenizer made from GGUF; read from the
+            environment if not given.
         progress: called while a hub sends files.
 
     Raises:
@@ -44,7 +56,8 @@ def open_checkpoint(model: str | Path, settings: Settings | None = None, progres
         from paddle_ds.checkpoints.hub import fetch  # deferred: only a hub name needs it
 
         path = fetch(str(model), settings or load_settings(), progress)
-    return _open_path(path)
+    gguf = find_gguf(path)
+    return _open_path(path) if gguf is None else open_gguf(gguf, settings or load_settings())
 
 
 def _open_path(path: Path) -> Checkpoint:
@@ -52,13 +65,14 @@ def _open_path(path: Path) -> Checkpoint:
     listing = list_weights(path)
     files = open_weights(listing)
     try:
+        _refuse_unexplained_integers(listing.directory, config, files)
         for candidate in FORMATS:
             if candidate.claims(config, files):
                 return candidate(listing.directory, config, files)
         if config.quantization is not None:
             method = config.quantization.get("quant_method", dict(config.quantization))
             raise UnsupportedError(
-                f"{listing.directory}: quantization {method!r}; have: compressed-tensors, PaddleNLP's llm.int8"
+                f"{listing.directory}: quantization {method!r}; have: compressed-tensors, gptq, awq, PaddleNLP's llm.int8"
             )
         first = next(iter(files.tensors), None)
         names = ", ".join(candidate.format for candidate in FORMATS)
@@ -66,3 +80,13 @@ def _open_path(path: Path) -> Checkpoint:
     except BaseException:
         files.close()
         raise
+
+
+def _refuse_unexplained_integers(directory: Path, config: ModelConfig, files: TensorFiles) -> None:
+    """Old quantisers wrote what their integers mean to a file of its own, which nobody else reads."""
+    packed = next((name for name in files.tensors if name.endswith(QWEIGHT)), None)
+    if packed is not None and config.quantization is None:
+        raise ConfigMismatchError(
+            f"{files.tensors[packed].file}: tensor '{packed}' is quantised, but {directory / 'config.json'} has no quantization_config. "
+            'If there is a quantize_config.json, put its fields there, with "quant_method": "gptq" (or "awq")'
+        )

@@ -97,7 +97,8 @@ def read_scheme(quantization: Mapping[str, Any], where: str) -> CompressedScheme
             f"{where}: quantization format {found!r}; have: {INT_QUANTIZED}, {PACK_QUANTIZED}, {MIXED_PRECISION} of the two"
         )
     raw = quantization.get("config_groups")
-    if not isinstance(raw, Mapping) or not raw or not all(isinstance(group, Mapping) for group in raw.values()):
+    is_empty = not raw and not quantization.get("kv_cache_scheme")  # a cache alone may be quantised
+    if not isinstance(raw, Mapping) or is_empty or not all(isinstance(group, Mapping) for group in raw.values()):
         raise ConfigMismatchError(f"{where}: quantization_config has no config_groups")
     groups = tuple(_group(group, found, f"{where}: {name}") for name, group in raw.items())
     for name in ("sparsity_config", "transform_config"):

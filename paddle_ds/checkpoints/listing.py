@@ -28,6 +28,8 @@ _OPENERS: Mapping[str, type[SafetensorsFile] | type[PdparamsFile]] = {
     ".pdparams": PdparamsFile,
 }
 
+GGUF = ".gguf"
+
 #: usual names; a single file before its index, as in Hugging Face's loader, and safetensors before pickles
 WEIGHT_FILES = (
     "model.safetensors",
@@ -48,6 +50,25 @@ class Listing:
     weight_map: Mapping[str, str] | None = None
 
 
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that ``path`` means: itself, or the only one of a directory without weights of another kind.
+
+    Raises:
+        UnknownFormatError: there are several, and nothing else.
+    """
+    if path.is_file():
+        return path if path.suffix == GGUF else None
+    if not path.is_dir():
+        return None
+    found = sorted(file for file in path.iterdir() if file.suffix == GGUF and file.is_file())
+    if not found or any(file.suffix in _OPENERS for file in path.iterdir()):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UnknownFormatError(f"{path}: {names}; expected one *{GGUF}, or name the file itself")
+    return found[0]
+
+
 def list_weights(path: Path) -> Listing:
     """Find the weights of ``path``: a directory, or one file of weights beside its ``config.json``.
 
@@ -58,7 +79,7 @@ def list_weights(path: Path) -> Listing:
     """
     if path.is_file():
         if path.suffix not in _OPENERS:
-            raise UnknownFormatError(f"{path}: have readers for {', '.join(_OPENERS)}")
+            raise UnknownFormatError(f"{path}: have readers for {', '.join(_OPENERS)}, {GGUF}")
         return Listing(path.parent, (path,))
     if not path.is_dir():
         raise CheckpointNotFound(f"{path}: no such directory or file")
@@ -140,7 +161,7 @@ def _without_usual_names(directory: Path) -> Listing:
             names = ", ".join(file.name for file in found)
             raise UnknownFormatError(f"{directory}: {names} and no index; expected one file, or name the file itself")
     expected = ", ".join(WEIGHT_FILES)
-    raise UnknownFormatError(f"{directory}: no weights; expected {expected}, or one other *{' or *'.join(_OPENERS)}")
+    raise UnknownFormatError(f"{directory}: no weights; expected {expected}, or one other *{' or *'.join([*_OPENERS, GGUF])}")
 
 
 def _require_all(directory: Path, shards: list[re.Match[str]]) -> None:

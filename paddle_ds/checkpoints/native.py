@@ -207,7 +207,7 @@ def _config(source: Checkpoint, groups: Mapping[str, Group]) -> dict[str, Any]:
     left_alone = [name for name in linears if name not in groups]
     if source.config.tie_word_embeddings:
         left_alone.append(HEAD.removesuffix(".weight"))
-    if groups:
+    if groups or source.kv_cache() is not None:
         config["quantization_config"] = compressed_config(groups, left_alone, source.kv_cache())
     return config
 

@@ -66,7 +66,8 @@ def _report(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dict
 
 def _memory(checkpoint: Checkpoint, config: EngineConfig, recipe: Recipe) -> dict[str, Any]:
     try:
-        plan: MemoryPlan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, CpuDevice().memory_stats())
+        memory, kv_scheme = CpuDevice().memory_stats(), checkpoint.kv_cache()
+        plan: MemoryPlan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, memory, kv_scheme)
     except PaddleDSError as error:
         return {"fits": False, "error": error.message}
     return {"fits": True, "total_bytes": plan.total_bytes, "kv_tokens": plan.kv_tokens, **dataclasses.asdict(plan)}

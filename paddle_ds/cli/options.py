@@ -29,7 +29,7 @@ _ENGINE_OPTIONS = (
     click.option(
         "--kv-dtype",
         type=click.Choice(typing.get_args(CacheDtype)),
-        help="auto: bfloat16 for a checkpoint made in 16 bits, else float32.  [default: auto]",
+        help="auto: what the checkpoint was made for, else bfloat16 where it has 16 bits, else float32.  [default: auto]",
     ),
     click.option("--max-running-requests", type=click.IntRange(1), help="Requests computed at the same time.  [default: 64]"),
     click.option("--max-batch-tokens", type=click.IntRange(1), help="Tokens of one step.  [default: 512]"),

@@ -14,7 +14,8 @@ import yaml
 from paddle_ds.errors import ConfigError
 
 Quant = Literal["auto", "w8a8", "w8a16", "none"]
-#: what a KV cache holds; ``int8`` has one scale per token and head, for keys and for values: ``x = q * scale``
+#: what a KV cache holds; ``int8`` has one scale per token and head (or head, where the checkpoint has static ones), for keys and
+#: for values: ``x = q * scale``
 KvDtype = Literal["float32", "bfloat16", "int8"]
 CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -29,7 +30,8 @@ class CacheConfig:
     max_tokens: int | None = None
     #: bytes the cache takes where ``max_tokens`` is not given; ``None``: a share of free memory
     max_bytes: int | None = None
-    #: what keys and values are kept as; ``auto``: bfloat16 for a checkpoint made in 16 bits, else float32
+    #: what keys and values are kept as; ``auto``: int8 for a checkpoint made for that, else bfloat16 for one made in 16 bits,
+    #: else float32
     dtype: CacheDtype = "auto"
 
 

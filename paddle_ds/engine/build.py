@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paddle_ds.checkpoints import open_checkpoint
-from paddle_ds.checkpoints.base import Checkpoint
+from paddle_ds.checkpoints.base import Checkpoint, KvScheme
 from paddle_ds.config.engine import EngineConfig
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe
+from paddle_ds.devices.base import Device
 from paddle_ds.devices.discovery import open_device
 from paddle_ds.devices.environment import isa_caps
 from paddle_ds.engine.assets import recipe_for, resolve_model
@@ -22,6 +23,7 @@ from paddle_ds.errors import ConfigError, ConfigMismatchError
 from paddle_ds.kernels.products import Compiled, ProductCount
 from paddle_ds.kernels.registry import NATIVE, REFERENCE, Kernels, choose
 from paddle_ds.logs import fields
+from paddle_ds.models import Decoder
 from paddle_ds.runtime.loader import load_decoder
 from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
 from paddle_ds.runtime.model_runner import ModelRunner
@@ -66,27 +68,82 @@ def load(
         PaddleDSError: the checkpoint, the device or the memory does not allow it; nothing is half loaded.
     """
     started = time.monotonic()
-    device = open_device(config.device)
-    device.activate()
-    kernels = choose(device, strict=config.strict)
-    _check_block_tokens(config, kernels)
-    compiled = Compiled.here() if NATIVE in kernels.chosen.values() else None
-    products = ProductCount(kernels.int8_linear, compiled.best_product if compiled else REFERENCE, strict=config.strict)
+    machine = _Machine.of(config)
     with open_checkpoint(resolve_model(config), settings) as checkpoint:
-        tokenizer = Tokenizer.from_dir(checkpoint.directory)
-        _check_vocabulary(tokenizer, checkpoint)
-        recipe = recipe_for(checkpoint, config)
-        plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, device.memory_stats())
-        _log_plan(checkpoint, recipe, plan)
-        decoder = load_decoder(checkpoint, recipe, dataclasses.replace(kernels, int8_linear=products), progress)
-        directory, checkpoint_format = checkpoint.directory, checkpoint.format
+        weights = _read(checkpoint, config, machine, progress)
+    return _assemble(weights, config, machine, started)
+
+
+def load_opened(
+    checkpoint: Checkpoint, config: EngineConfig, progress: Callable[[float], None] = lambda share: None
+) -> LoadedModel:
+    """:func:`load` of a checkpoint that is open already and stays so, also of one that is not on disk as a whole.
+
+    ``config.model`` is not looked at. The tokenizer is that of ``checkpoint.directory``.
+
+    Raises:
+        PaddleDSError: the checkpoint, the device or the memory does not allow it; nothing is half loaded.
+    """
+    started = time.monotonic()
+    machine = _Machine.of(config)
+    return _assemble(_read(checkpoint, config, machine, progress), config, machine, started)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Machine:
+    """What a configuration runs on, known before a checkpoint is opened."""
+
+    device: Device
+    kernels: Kernels
+    compiled: Compiled | None
+    products: ProductCount
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> _Machine:
+        device = open_device(config.device)
+        device.activate()
+        kernels = choose(device, strict=config.strict)
+        _check_block_tokens(config, kernels)
+        compiled = Compiled.here() if NATIVE in kernels.chosen.values() else None
+        best = compiled.best_product if compiled else REFERENCE
+        return cls(device, kernels, compiled, ProductCount(kernels.int8_linear, best, strict=config.strict))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """All that is needed of a checkpoint, which can be closed then."""
+
+    tokenizer: Tokenizer
+    recipe: Recipe
+    plan: MemoryPlan
+    decoder: Decoder
+    directory: Path
+    checkpoint_format: str
+    kv_scheme: KvScheme | None
+
+
+def _read(checkpoint: Checkpoint, config: EngineConfig, machine: _Machine, progress: Callable[[float], None]) -> _Weights:
+    tokenizer = Tokenizer.from_dir(checkpoint.directory)
+    _check_vocabulary(tokenizer, checkpoint)
+    recipe = recipe_for(checkpoint, config)
+    kv_scheme = checkpoint.kv_cache()
+    plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, machine.device.memory_stats(), kv_scheme)
+    _log_plan(checkpoint, recipe, plan)
+    kernels = dataclasses.replace(machine.kernels, int8_linear=machine.products)
+    decoder = load_decoder(checkpoint, recipe, kernels, progress)
+    return _Weights(tokenizer, recipe, plan, decoder, checkpoint.directory, checkpoint.format, kv_scheme)
+
+
+def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, started_s: float) -> LoadedModel:
     _return_free_memory()
+    tokenizer, plan, decoder, kernels = weights.tokenizer, weights.plan, weights.decoder, machine.kernels
     runner = ModelRunner(
         decoder,
         Sampler(tokenizer.num_tokens, kernels.candidates),
         num_blocks=plan.num_blocks,
         block_tokens=plan.block_tokens,
         kv_dtype=plan.kv_dtype,
+        kv_scheme=weights.kv_scheme,
     )
     scheduler = Scheduler(config.scheduler, BlockPool(plan.num_blocks, plan.block_tokens))
     eos_ids = frozenset(tokenizer.eos_ids) | frozenset(decoder.config.eos_token_ids)
@@ -96,18 +153,18 @@ def load(
         runner=runner,
         tokenizer=tokenizer,
         model=decoder.config,
-        directory=directory,
-        name=config.served_name or (directory.name if config.model else "tiny-r1"),
-        checkpoint_format=checkpoint_format,
-        recipe=recipe,
+        directory=weights.directory,
+        name=config.served_name or weights.directory.name,
+        checkpoint_format=weights.checkpoint_format,
+        recipe=weights.recipe,
         plan=plan,
         # what was chosen is not always what runs: float layers cannot be fused
         kernels=kernels.chosen if decoder.fused is not None else {**kernels.chosen, "fused_decoder": "not used"},
-        fallbacks={**kernels.passed_over, **products.fallbacks()},
-        int8_products=products.counts,
-        compiled=compiled,
+        fallbacks={**kernels.passed_over, **machine.products.fallbacks()},
+        int8_products=machine.products.counts,
+        compiled=machine.compiled,
         weight_bytes=decoder.weight_bytes(),
-        load_s=time.monotonic() - started,
+        load_s=time.monotonic() - started_s,
     )
     _log_loaded(loaded)
     return loaded
@@ -162,11 +219,15 @@ def _log_plan(checkpoint: Checkpoint, recipe: Recipe, plan: MemoryPlan) -> None:
             kv_cache=readable_bytes(plan.kv_bytes),
             kv_tokens=plan.kv_tokens,
             kv_dtype=plan.kv_dtype,
+            **({"kv_scales": plan.kv_scales} if plan.kv_scales else {}),
             available=readable_bytes(plan.available_bytes),
             requested_quant=recipe.requested,
             quant=recipe.name,
         ),
     )
+    if plan.checkpoint_kv_dtype not in (None, plan.kv_dtype):
+        overridden = fields(checkpoint=plan.checkpoint_kv_dtype, runs=plan.kv_dtype, because="cache.dtype asks for it")
+        logger.info("kv_dtype.overridden", extra=overridden)
     if plan.max_context_tokens < plan.model_context_tokens and plan.requested_context_tokens is None:
         logger.warning(
             "context.limited",

@@ -104,7 +104,18 @@ class LLM:
         from paddle_ds.engine.build import load
 
         with LoadingBar(sys.stderr.isatty() if progress is None else progress) as bar:
-            self._loaded: LoadedModel = load(config, current, bar)
+            loaded = load(config, current, bar)
+        self._take(loaded)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> LLM:
+        """An ``LLM`` over a model that is loaded already; nothing else may use its engine meanwhile."""
+        llm = cls.__new__(cls)
+        llm._take(loaded)
+        return llm
+
+    def _take(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
         self._ids = itertools.count()
         #: of every call that is under way: a streamed one may be left open while another runs
         self._answers: dict[str, Answer] = {}

@@ -190,6 +190,8 @@ def model_info(loaded: LoadedModel) -> messages.ModelInfo:
         vector_isa=compiled.vector_isa if compiled else "",
         onednn_version=compiled.onednn_version if compiled else "",
         isa_caps=environment.isa_caps(),
+        kv_dtype=loaded.plan.kv_dtype,
+        kv_scales=loaded.plan.kv_scales or "",
         weight_bytes=loaded.weight_bytes,
         load_s=round(loaded.load_s, 3),
         created=int(time.time()),

@@ -109,6 +109,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     onednn_version: str = ""
     #: variable -> value that keeps the compiled operators from the processor's best instruction set
     isa_caps: dict[str, str] = {}
+    #: what the KV cache holds, and for ``int8`` whether its scales are ``dynamic`` or ``static``
+    kv_dtype: str = ""
+    kv_scales: str = ""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag="info"):

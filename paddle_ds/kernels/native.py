@@ -21,7 +21,7 @@ import paddle
 from paddle_ds import settings
 from paddle_ds.errors import KernelError
 from paddle_ds.kernels import build, dense_linear
-from paddle_ds.kernels.cache import KvCache, KvDtype
+from paddle_ds.kernels.cache import KvCache, KvDtype, StaticScales, static_tensors
 from paddle_ds.kernels.candidates import Candidates
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.reference_layer import Int8Array, Int8Rows, stack
@@ -244,21 +244,30 @@ def rotary(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.T
 
 
 def make_cache(
-    num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: KvDtype = "float32"
+    num_layers: int,
+    num_blocks: int,
+    block_tokens: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: KvDtype = "float32",
+    static: StaticScales | None = None,
 ) -> KvCache:
     """Keys ``[layers, blocks, kv_heads, head_dim, 16]``, values ``[layers, blocks, kv_heads, 16, head_dim padded to 16]``.
 
-    The scales of an ``int8`` cache are ``[layers, blocks, kv_heads, 16]``.
+    The scales of an ``int8`` cache are ``[layers, blocks, kv_heads, 16]``. ``static`` as in ``paged_attention.make_cache``.
     """
     if block_tokens != BLOCK_TOKENS:
         raise KernelError(f"cache.block_tokens is {block_tokens}; the compiled attention has {BLOCK_TOKENS}")
     padded = -(-head_dim // BLOCK_TOKENS) * BLOCK_TOKENS
     scales = [num_layers, num_blocks, kv_heads, BLOCK_TOKENS] if dtype == "int8" else [num_layers]
+    static_keys, static_values = static_tensors(static, num_layers, kv_heads, dtype)
     return KvCache(
         keys=paddle.empty([num_layers, num_blocks, kv_heads, head_dim, BLOCK_TOKENS], dtype=dtype),
         values=paddle.empty([num_layers, num_blocks, kv_heads, BLOCK_TOKENS, padded], dtype=dtype),
         key_scales=paddle.empty(scales),
         value_scales=paddle.empty(scales),
+        static_key_scales=static_keys,
+        static_value_scales=static_values,
     )
 
 
@@ -266,9 +275,13 @@ def _tensors(cache: KvCache) -> tuple[Any, ...]:
     return cache.keys, cache.values, cache.key_scales, cache.value_scales
 
 
+def _static(cache: KvCache) -> tuple[paddle.Tensor, paddle.Tensor]:
+    return cache.static_key_scales, cache.static_value_scales
+
+
 def kv_write(cache: KvCache, layer: int, key: paddle.Tensor, value: paddle.Tensor, slots: paddle.Tensor) -> None:
     """See ``paged_attention.kv_write``."""
-    library().run("pds_kv_write", *_tensors(cache), key, value, slots, layer)
+    library().run("pds_kv_write", *_tensors(cache), *_static(cache), key, value, slots, layer)
 
 
 def paged_attention(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout) -> paddle.Tensor:
@@ -304,7 +317,7 @@ class FusedDecoder:
         """float32 [T, H] -> float32 [T, H], before the final norm."""
         tables = layout.device_tables
         more = (layout.slots, layout.cos, layout.sin)
-        return self._library.run("pds_decoder", x, *_tensors(cache), *tables, *more, self._handle)[0]
+        return self._library.run("pds_decoder", x, *_tensors(cache), *_static(cache), *tables, *more, self._handle)[0]
 
     def weight_bytes(self) -> dict[str, int]:
         return dict(self._bytes)

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddle_ds.kernels.cache import KvCache, KvDtype
+from paddle_ds.kernels.cache import KvCache, KvDtype, StaticScales, static_tensors
 from paddle_ds.kernels.int8_linear import quantize_activations
 from paddle_ds.kernels.layout import BatchLayout, DecodeGroup, PrefillGroup
 from paddle_ds.kernels.upload import upload
@@ -80,27 +80,40 @@ def _prefill(query: paddle.Tensor, keys: Rows, values: Rows, group: PrefillGroup
 
 
 def make_cache(
-    num_layers: int, num_blocks: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: KvDtype = "float32"
+    num_layers: int,
+    num_blocks: int,
+    block_tokens: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: KvDtype = "float32",
+    static: StaticScales | None = None,
 ) -> KvCache:
-    """A cache for :func:`kv_write` and :func:`attend`. Its pages become resident only as they are written."""
+    """A cache for :func:`kv_write` and :func:`attend`. Its pages become resident only as they are written.
+
+    Args:
+        static: scales for ``int8``; without them each token and head finds its own.
+    """
     num_slots = num_blocks * block_tokens
 
     def tensors(*shape: int, of: str) -> list[paddle.Tensor]:
         return [paddle.empty(shape, dtype=of) for _ in range(num_layers)]
 
     scale_slots = num_slots if dtype == "int8" else 0
+    static_keys, static_values = static_tensors(static, num_layers, kv_heads, dtype)
     return KvCache(
         keys=tensors(num_slots, kv_heads, head_dim, of=dtype),
         values=tensors(num_slots, kv_heads, head_dim, of=dtype),
         key_scales=tensors(scale_slots, kv_heads, 1, of="float32"),
         value_scales=tensors(scale_slots, kv_heads, 1, of="float32"),
+        static_key_scales=static_keys,
+        static_value_scales=static_values,
     )
 
 
 def kv_write(cache: KvCache, layer: int, key: paddle.Tensor, value: paddle.Tensor, slots: paddle.Tensor) -> None:
     """Put rotated keys and values, float32 [T, kv_heads, D], of layer ``layer`` to ``slots`` int64 [T]."""
-    _write(cache.keys[layer], cache.key_scales[layer], key, slots)
-    _write(cache.values[layer], cache.value_scales[layer], value, slots)
+    _write(cache.keys[layer], cache.key_scales[layer], _of_layer(cache.static_key_scales, layer), key, slots)
+    _write(cache.values[layer], cache.value_scales[layer], _of_layer(cache.static_value_scales, layer), value, slots)
 
 
 def attend(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout) -> paddle.Tensor:
@@ -109,11 +122,25 @@ def attend(query: paddle.Tensor, cache: KvCache, layer: int, layout: BatchLayout
     return reference(query, keys, _reader(cache.values[layer], cache.value_scales[layer]), layout)
 
 
-def _write(tensor: paddle.Tensor, scales: paddle.Tensor, rows: paddle.Tensor, slots: paddle.Tensor) -> None:
+def _of_layer(static: paddle.Tensor, layer: int) -> paddle.Tensor | None:
+    """float32 [kv_heads, 1], or ``None`` where there are none."""
+    return static[layer].unsqueeze(-1) if static.shape[0] else None
+
+
+def _write(
+    tensor: paddle.Tensor, scales: paddle.Tensor, static: paddle.Tensor | None, rows: paddle.Tensor, slots: paddle.Tensor
+) -> None:
     if tensor.dtype == paddle.int8:
-        rows, row_scales = quantize_activations(rows)  # one scale a token and head: the last axis is one head
+        # one scale a token and head: the last axis is one head
+        rows, row_scales = quantize_activations(rows) if static is None else _quantize(rows, static)
         paddle.index_put_(scales, (slots,), row_scales)
     paddle.index_put_(tensor, (slots,), rows.astype(tensor.dtype))
+
+
+def _quantize(rows: paddle.Tensor, static: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """float32 [T, kv_heads, D], scales [kv_heads, 1] -> integers as float32, scales [T, kv_heads, 1]."""
+    poison = (rows * 0).sum(axis=-1, keepdim=True)  # NaN where a row is not finite: it must reach the logits and be found there
+    return paddle.clip(paddle.round(rows / static), -127, 127), static + poison
 
 
 def _reader(tensor: paddle.Tensor, scales: paddle.Tensor) -> Rows:

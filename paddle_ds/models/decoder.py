@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import paddle
 
 from paddle_ds.config.model import ModelConfig
-from paddle_ds.kernels.cache import KvCache, KvDtype
+from paddle_ds.kernels.cache import KvCache, KvDtype, StaticScales
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.native import NativeInt8Linear
 from paddle_ds.kernels.registry import Kernels
@@ -97,12 +97,18 @@ class Decoder:
             self.layers = []  # their weights live in the fused operator now
         progress(1.0)
 
-    def make_cache(self, num_blocks: int, block_tokens: int, dtype: KvDtype = "float32") -> KvCache:
-        """A paged cache for this model, in the layout of the operators that were chosen."""
+    def make_cache(
+        self, num_blocks: int, block_tokens: int, dtype: KvDtype = "float32", static: StaticScales | None = None
+    ) -> KvCache:
+        """A paged cache for this model, in the layout of the operators that were chosen.
+
+        Args:
+            static: scales for ``int8``; without them each token and head finds its own.
+        """
         config = self.config
         make = self._kernels.paged_attention.make_cache
         sizes = (config.num_layers, num_blocks, block_tokens, config.num_kv_heads, config.head_dim)
-        cache: KvCache = make(*sizes, dtype)
+        cache: KvCache = make(*sizes, dtype, static)
         return cache
 
     def hidden(self, ids: paddle.Tensor, cache: KvCache, layout: BatchLayout) -> paddle.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Literal
 
-from paddle_ds.checkpoints.base import StoredTensor
+from paddle_ds.checkpoints.base import KvScheme, StoredTensor
 from paddle_ds.config.engine import EngineConfig, KvDtype
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe, Scheme
@@ -38,6 +39,10 @@ class MemoryPlan:
     num_blocks: int
     block_tokens: int
     kv_dtype: KvDtype
+    #: where the scales of ``int8`` come from: each token and head finds its own, or the checkpoint has them; else ``None``
+    kv_scales: Literal["dynamic", "static"] | None
+    #: what the checkpoint was made for; ``None`` where it says nothing. ``kv_dtype`` is another one only if that was asked for
+    checkpoint_kv_dtype: KvDtype | None
     kv_bytes_per_token: int
     #: what was asked for; ``None`` where nothing was
     requested_context_tokens: int | None
@@ -58,16 +63,25 @@ class MemoryPlan:
 
 
 def make_plan(
-    model: ModelConfig, recipe: Recipe, stored: Mapping[str, StoredTensor], engine: EngineConfig, memory: MemoryStats
+    model: ModelConfig,
+    recipe: Recipe,
+    stored: Mapping[str, StoredTensor],
+    engine: EngineConfig,
+    memory: MemoryStats,
+    kv_scheme: KvScheme | None = None,
 ) -> MemoryPlan:
     """Plan the memory of ``model`` loaded from ``stored`` under ``engine``.
+
+    Args:
+        kv_scheme: the cache that the checkpoint was made for, where it says so.
 
     Raises:
         MemoryPlanError: it does not fit; the message has the figures.
         ConfigError: the requested context is longer than the model or the requested cache allows.
     """
     weights = weight_bytes(model, recipe, stored)
-    dtype = kv_dtype(model, engine)
+    dtype = kv_dtype(model, engine, kv_scheme)
+    has_static_scales = kv_scheme is not None and kv_scheme.scales is not None
     per_token = kv_bytes_per_token(model, dtype)
     wanted = engine.max_context_tokens or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
@@ -87,6 +101,8 @@ def make_plan(
         num_blocks=num_blocks,
         block_tokens=block,
         kv_dtype=dtype,
+        kv_scales=None if dtype != "int8" else "static" if has_static_scales else "dynamic",
+        checkpoint_kv_dtype=None if kv_scheme is None else "int8",
         kv_bytes_per_token=per_token,
         requested_context_tokens=engine.max_context_tokens,
         max_context_tokens=min(wanted, num_blocks * block),
@@ -113,10 +129,12 @@ def _check(plan: MemoryPlan, engine: EngineConfig, wanted_tokens: int) -> None:
         )
 
 
-def kv_dtype(model: ModelConfig, engine: EngineConfig) -> KvDtype:
-    """What the cache holds under ``engine``."""
+def kv_dtype(model: ModelConfig, engine: EngineConfig, kv_scheme: KvScheme | None) -> KvDtype:
+    """What the cache holds: what ``engine`` asks for, else what the checkpoint was made for, else as exact as its tensors."""
     if engine.cache.dtype != "auto":
         return engine.cache.dtype
+    if kv_scheme is not None:
+        return "int8"
     return "float32" if model.stored_dtype == "float32" else "bfloat16"
 
 

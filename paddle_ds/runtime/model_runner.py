@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
-from paddle_ds.kernels.cache import KvDtype
+from paddle_ds.checkpoints.base import KvScheme
+from paddle_ds.kernels.cache import KvDtype, StaticScales
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.upload import upload
 from paddle_ds.layers import RotaryTable
@@ -16,17 +17,29 @@ from paddle_ds.sched import Chunk, SampledToken, StepPlan
 
 
 class ModelRunner:
-    """A decoder with its cache and sampler."""
+    """A decoder with its cache and sampler.
+
+    Args:
+        kv_scheme: the cache that the checkpoint was made for; its static scales are those of an ``int8`` cache.
+    """
 
     def __init__(
-        self, decoder: Decoder, sampler: Sampler, *, num_blocks: int, block_tokens: int, kv_dtype: KvDtype = "float32"
+        self,
+        decoder: Decoder,
+        sampler: Sampler,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        kv_dtype: KvDtype = "float32",
+        kv_scheme: KvScheme | None = None,
     ) -> None:
         self.decoder = decoder
         self._sampler = sampler
         self.block_tokens = block_tokens
         self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
-        self._cache = decoder.make_cache(num_blocks, block_tokens, kv_dtype)
+        static = _static_scales(kv_scheme) if kv_dtype == "int8" else None
+        self._cache = decoder.make_cache(num_blocks, block_tokens, kv_dtype, static)
 
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """One token for each chunk of the plan that asks for one, in the plan's order."""
@@ -66,6 +79,13 @@ class ModelRunner:
             cos=upload(cos),
             sin=upload(sin),
         )
+
+
+def _static_scales(kv_scheme: KvScheme | None) -> StaticScales | None:
+    if kv_scheme is None or kv_scheme.scales is None:
+        return None
+    layers = kv_scheme.scales
+    return StaticScales(np.stack([layer.key for layer in layers]), np.stack([layer.value for layer in layers]))
 
 
 def _last_rows(chunks: tuple[Chunk, ...]) -> list[int]:

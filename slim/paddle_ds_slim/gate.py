@@ -46,6 +46,8 @@ def hold(result: QuantizedCheckpoint, gate: Gate, measure: Callable[[], Passport
         record = judge(measure(), gate)
         if record.passed:
             return dataclasses.replace(record, steps=tuple(dataclasses.asdict(step) for step in steps))
+        if None in record.values.values():
+            raise QualityGateError(f"{'; '.join(record.complaints)}; name a text or a task to measure it on")
         worst = _worst(result, sizes)
         if worst is None:
             raise _refusal(record, steps, "no layer is left to move")

@@ -90,13 +90,18 @@ class _Classes:
 @functools.cache
 def _paddlenlp(architecture: str) -> _Classes:
     """The import takes some ten seconds: PaddleNLP loads all of itself."""
-    with quiet():
-        from paddlenlp.transformers import model_utils
-        from paddlenlp.transformers.llama import configuration as llama_configuration
-        from paddlenlp.transformers.llama import fusion_ops
-        from paddlenlp.transformers.llama import modeling as llama
-        from paddlenlp.transformers.qwen2 import configuration as qwen2_configuration
-        from paddlenlp.transformers.qwen2 import modeling as qwen2
+    try:
+        with quiet():
+            from paddlenlp.transformers import model_utils
+            from paddlenlp.transformers.llama import configuration as llama_configuration
+            from paddlenlp.transformers.llama import fusion_ops
+            from paddlenlp.transformers.llama import modeling as llama
+            from paddlenlp.transformers.qwen2 import configuration as qwen2_configuration
+            from paddlenlp.transformers.qwen2 import modeling as qwen2
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"PaddleNLP cannot be imported: {error.name} is missing; pip install paddle-ds[slim] brings what it needs"
+        ) from error
     if hasattr(nn.functional, "swiglu"):  # Paddle 3.3 warns at every call of the function by its old name, which PaddleNLP uses
         llama.swiglu = fusion_ops.swiglu = nn.functional.swiglu
     no_init = model_utils.no_init_weights

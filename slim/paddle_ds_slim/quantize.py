@@ -86,7 +86,9 @@ def quantize(
         wanted.schemes(source.config)  # a pattern that meets nothing is better said before an hour of work
         key = _key(source, wanted, calibration)
         work = WorkDirectory.open(work_dir or destination.parent / f".{destination.name}.work", key)
-        passport = _Job(source, wanted, calibration, evaluation or EvalConfig(), work, progress).run(destination)
+        passport = _Job(
+            source, wanted, calibration, evaluation or EvalConfig(), work, progress, has_recipes_gate=gate is None
+        ).run(destination)
         work.remove()
     logger.info("quantize.done", extra=fields(directory=str(destination), recipe=wanted.name))
     return Quantized(destination, passport, wanted)
@@ -114,6 +116,8 @@ class _Job:
         evaluation: EvalConfig,
         work: WorkDirectory,
         progress: Progress,
+        *,
+        has_recipes_gate: bool,
     ) -> None:
         self._source = source
         self._recipe = recipe
@@ -121,6 +125,7 @@ class _Job:
         self._evaluation = evaluation
         self._work = work
         self._progress = progress
+        self._has_recipes_gate = has_recipes_gate
 
     def run(self, destination: Path) -> Passport:
         """Quantise, measure, repair, write."""
@@ -128,8 +133,11 @@ class _Job:
 
         ids, record = self._calibration_ids()
         result = self._layers(ids)
-        gate = self._recipe.gate
         reference = Reference.measure(self._source, self._evaluation, self._work.path / "reference", self._progress)
+        gate = self._recipe.gate
+        if gate.max_task_drop is not None and self._has_recipes_gate and not reference.scores.data.tasks:
+            logger.info("gate.without_tasks", extra=fields(because="the model answers no questions here; no task was named"))
+            gate = msgspec.structs.replace(gate, max_task_drop=None)
 
         def measure() -> Passport:
             return compare(reference, result, self._evaluation, budgets=gate, quick=True, progress=self._progress)

@@ -80,6 +80,7 @@ def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
     """
     from paddle_ds_slim.calibrating import CalibrationSource
     from paddle_ds_slim.passport import EvalConfig
+    from paddle_ds_slim.passport.table import print_passport
     from paddle_ds_slim.quantize import quantize as run
 
     recipe = load_recipe(options["recipe"])
@@ -104,12 +105,12 @@ def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(done.passport.to_dict(), ensure_ascii=False, indent=2))
     else:
-        done.passport.print(Console())
+        print_passport(done.passport, Console())
         click.echo(f"written to {done.directory}, with passport.json and passport.html")
 
 
-def _gate(recipe: QuantRecipe, options: dict[str, Any]) -> Gate:
-    """The recipe's budgets with those that were given.
+def _gate(recipe: QuantRecipe, options: dict[str, Any]) -> Gate | None:
+    """The recipe's budgets with those that were given; ``None`` where the recipe's stand as they are.
 
     Raises:
         ConfigError: a budget that is no number above 0, or beside ``--no-gate``.
@@ -122,4 +123,6 @@ def _gate(recipe: QuantRecipe, options: dict[str, Any]) -> Gate:
         if given:
             raise ConfigError(f"--no-gate and --{next(iter(given)).replace('_', '-')} contradict each other")
         return Gate()
-    return msgspec.structs.replace(recipe.gate, **given)
+    if options["max_task_drop"] is None and not options["tasks"]:
+        given = {"max_task_drop": None, **given} if given else {}  # the recipe's own budget asks for no task by itself
+    return msgspec.structs.replace(recipe.gate, **given) if given else None

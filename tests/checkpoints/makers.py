@@ -17,7 +17,10 @@ from paddle_ds.config.tensors import Role, model_specs
 Tensors = dict[str, np.ndarray]
 
 #: our name of a type -> its code in a safetensors header
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int8": "I8", "uint16": "U16", "int64": "I64"}
+CODES = {
+    **{"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"},
+    **{"int8": "I8", "uint16": "U16", "int32": "I32", "int64": "I64"},
+}
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}

@@ -8,16 +8,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paddle_ds.checkpoints.base import KvScales, KvScheme
 from paddle_ds.config.engine import CacheConfig, EngineConfig, KvDtype, SchedulerConfig
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.engine.core import Engine, Limits
 from paddle_ds.engine.llm import LLM
 from paddle_ds.kernels import native
 from paddle_ds.runtime.model_runner import ModelRunner
+from paddle_ds.runtime.sampler import Sampler
 from paddle_ds.sched import BlockPool, Scheduler
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
@@ -27,16 +30,28 @@ NUM_BLOCKS = 96
 
 
 KV_DTYPES: tuple[KvDtype, ...] = ("float32", "bfloat16", "int8")
+CACHES = (*KV_DTYPES, "int8 static")
 
 
 @pytest.fixture(scope="module")
-def runners() -> dict[KvDtype, ModelRunner]:
-    """One model with a cache of each type."""
+def runners() -> dict[str, ModelRunner]:
+    """One model with a cache of each kind."""
     caches = {dtype: CacheConfig(dtype=dtype, max_tokens=16 * NUM_BLOCKS) for dtype in KV_DTYPES}
-    return {
+    made: dict[str, ModelRunner] = {
         dtype: LLM(config=EngineConfig(model=str(MODEL), quant="w8a8", max_context_tokens=1024, cache=cache)).loaded.runner
         for dtype, cache in caches.items()
     }
+    decoder = made["int8"].decoder
+    heads = np.linspace(0.01, 0.02, decoder.config.num_kv_heads, dtype=np.float32)
+    made["int8 static"] = ModelRunner(
+        decoder,
+        Sampler(decoder.config.vocab_size),
+        num_blocks=NUM_BLOCKS,
+        block_tokens=16,
+        kv_dtype="int8",
+        kv_scheme=KvScheme(tuple(KvScales(heads, heads) for _ in range(decoder.config.num_layers))),
+    )
+    return made
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,9 @@ job = st.builds(
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(jobs=st.lists(job, min_size=1, max_size=32), max_batch_tokens=st.sampled_from([32, 33, 64, 512]), data=st.data())
 def test_bits_do_not_depend_on_the_schedule(
-    runners: dict[KvDtype, ModelRunner], jobs: list[Job], max_batch_tokens: int, data: st.DataObject
+    runners: dict[str, ModelRunner], jobs: list[Job], max_batch_tokens: int, data: st.DataObject
 ) -> None:
-    runner = runners[data.draw(st.sampled_from(KV_DTYPES))]
+    runner = runners[data.draw(st.sampled_from(CACHES))]
     # few blocks: requests are preempted and computed again
     num_blocks = data.draw(st.sampled_from([8, 24, NUM_BLOCKS]))
     together = run(runner, jobs, max_batch_tokens=max_batch_tokens, num_blocks=num_blocks)

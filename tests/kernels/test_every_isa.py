@@ -14,7 +14,8 @@ from paddle_ds.kernels import native
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
 
 GRIDS = [
-    str(Path(__file__).with_name(name)) for name in ("test_oracle_grid.py", "test_grouped_linear.py", "test_fused_decoder.py")
+    str(Path(__file__).with_name(f"test_{name}.py"))
+    for name in ("oracle_grid", "grouped_linear", "fused_decoder", "static_kv_scales")
 ]
 #: our cap, oneDNN's, and what must not be in the name of what then multiplies INT8
 CAPS = [

@@ -156,6 +156,8 @@ def ready_info(directory: Path, *, max_context_tokens: int = 64, boot_id: str = 
         vector_isa="avx2",
         onednn_version="3.6.2",
         isa_caps={"PADDLE_DS_MAX_ISA": "avx2"},
+        kv_dtype="int8",
+        kv_scales="static",
     )
     return EngineInfo(boot_id, "ready", 1, 1.0, model)
 

@@ -28,6 +28,7 @@ def test_health_says_what_runs(server):
     assert body["model"]["int8_products"] == {"brg_matmul:avx512_core_vnni": 112, "own:avx2": 1}
     assert (body["model"]["vector_isa"], body["model"]["onednn_version"]) == ("avx2", "3.6.2")
     assert body["model"]["isa_caps"] == {"PADDLE_DS_MAX_ISA": "avx2"}
+    assert body["model"]["kv_cache"] == {"dtype": "int8", "scales": "static"}
     assert (body["load"]["running"], body["load"]["bad_frames"]) == (2, 2)
 
 

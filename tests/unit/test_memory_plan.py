@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from paddle_ds.checkpoints.base import StoredTensor
+from paddle_ds.checkpoints.base import KvScales, KvScheme, StoredTensor
 from paddle_ds.config.engine import CacheConfig, EngineConfig, Quant, SchedulerConfig
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe, Scheme
@@ -65,9 +66,11 @@ def weights_of(model: ModelConfig, quant: Quant, **stored: Any) -> dict[str, int
     return weight_bytes(model, Recipe(quant, held), inventory(model, **stored))
 
 
-def plan_of(model: ModelConfig = TINY, available_bytes: int = 4 * GB, **engine: Any) -> MemoryPlan:
+def plan_of(
+    model: ModelConfig = TINY, available_bytes: int = 4 * GB, kv_scheme: KvScheme | None = None, **engine: Any
+) -> MemoryPlan:
     config = EngineConfig(**engine)
-    return make_plan(model, Recipe("auto"), inventory(model), config, MemoryStats(64 * GB, available_bytes))
+    return make_plan(model, Recipe("auto"), inventory(model), config, MemoryStats(64 * GB, available_bytes), kv_scheme)
 
 
 EMBEDDING = 151936 * 1536
@@ -124,6 +127,30 @@ def test_the_cache_holds_float32_keys_and_values_of_all_layers() -> None:
 def test_the_cache_is_as_exact_as_the_checkpoint(stored: str, expected: str) -> None:
     assert plan_of(dataclasses.replace(TINY, stored_dtype=stored)).kv_dtype == expected
     assert plan_of(dataclasses.replace(TINY, stored_dtype=stored), cache=CacheConfig(dtype="int8")).kv_dtype == "int8"
+
+
+STATIC = KvScheme((KvScales(np.ones(1, np.float32), np.ones(1, np.float32)),))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("kv_scheme", "scales"), [(KvScheme(None), "dynamic"), (STATIC, "static")], ids=["dynamic", "static"])
+def test_a_checkpoint_made_for_an_int8_cache_gets_one(kv_scheme: KvScheme, scales: str, stored: str) -> None:
+    plan = plan_of(dataclasses.replace(TINY, stored_dtype=stored), kv_scheme=kv_scheme)
+    assert (plan.kv_dtype, plan.kv_scales, plan.checkpoint_kv_dtype) == ("int8", scales, "int8")
+    asked_for = plan_of(cache=CacheConfig(dtype="int8"))
+    assert plan.kv_bytes_per_token == asked_for.kv_bytes_per_token
+    assert (asked_for.kv_scales, asked_for.checkpoint_kv_dtype) == ("dynamic", None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_that_is_asked_for_wins_over_the_checkpoints(dtype: Any) -> None:
+    plan = plan_of(kv_scheme=STATIC, cache=CacheConfig(dtype=dtype))
+    assert (plan.kv_dtype, plan.kv_scales, plan.checkpoint_kv_dtype) == (dtype, None, "int8")
+    assert plan.kv_bytes_per_token == plan_of(cache=CacheConfig(dtype=dtype)).kv_bytes_per_token
+
+
+def test_int8_that_is_asked_for_has_the_checkpoints_scales() -> None:
+    assert plan_of(kv_scheme=STATIC, cache=CacheConfig(dtype="int8")).kv_scales == "static"
 
 
 def test_a_token_of_a_small_head_is_counted_with_its_padding() -> None:

@@ -216,11 +216,25 @@ static inline uint16_t narrowed(float x) {
   return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
 }
 
-// One head of one token: elements `step` apart in the cache, floats next to each other before.
-static float write_int8(const float* x, int64_t dim, int8_t* to, int64_t step) {
+// One head of one token: elements `step` apart in the cache, floats next to each other before. Returns its scale: `fixed` where
+// that is not null, and elements beyond its range are clipped.
+static float write_int8(const float* x, int64_t dim, const float* fixed, int8_t* to, int64_t step) {
+  if (fixed != nullptr) {
+    const float scale = *fixed;
+    auto clipped = [scale](float v) {
+      v /= scale;
+      return v < -127.0f ? -127.0f : v > 127.0f ? 127.0f : v;
+    };
+    round_row<0>(x, dim, clipped, to, step);
+    return scale + poison(x, dim);
+  }
   float inverse, scale = quantization(x, dim, &inverse);
-  round_row<0>(x, dim, inverse, to, step);
+  round_row<0>(x, dim, [inverse](float v) { return v * inverse; }, to, step);
   return scale;
+}
+
+static inline const float* scale_of(const float* static_scales, int64_t head) {
+  return static_scales == nullptr ? nullptr : static_scales + head;
 }
 
 static void write_kv(const float* key, const float* value, const KvView& kv, int64_t slot, int64_t kv_heads, int64_t dim) {
@@ -238,8 +252,8 @@ static void write_kv(const float* key, const float* value, const KvView& kv, int
       for (int64_t i = 0; i < stride; ++i) values[i] = i < dim ? narrowed(value[i]) : 0;
     } else {
       int8_t *keys = static_cast<int8_t*>(kv.keys) + key_at, *values = static_cast<int8_t*>(kv.values) + value_at;
-      kv.key_scales[row * kBlockTokens + offset] = write_int8(key, dim, keys, kBlockTokens);
-      kv.value_scales[row * kBlockTokens + offset] = write_int8(value, dim, values, 1);
+      kv.key_scales[row * kBlockTokens + offset] = write_int8(key, dim, scale_of(kv.static_key_scales, h), keys, kBlockTokens);
+      kv.value_scales[row * kBlockTokens + offset] = write_int8(value, dim, scale_of(kv.static_value_scales, h), values, 1);
       for (int64_t i = dim; i < stride; ++i) values[i] = 0;
     }
   }

@@ -35,7 +35,20 @@ pds::KvView kv_view(const paddle::Tensor& keys, const paddle::Tensor& values, co
     auto* first = const_cast<char*>(static_cast<const char*>(tensor.data()));
     return first + index * (tensor.numel() / layers) * phi::SizeOf(tensor.dtype());
   };
-  return {kv_type(keys), at(keys), at(values), static_cast<float*>(at(key_scales)), static_cast<float*>(at(value_scales))};
+  auto *key_scale = static_cast<float*>(at(key_scales)), *value_scale = static_cast<float*>(at(value_scales));
+  return {kv_type(keys), at(keys), at(values), key_scale, value_scale, nullptr, nullptr};
+}
+
+// The same for who writes: with the layer's static scales, [layers][kv_heads], where there are any.
+pds::KvView with_static(pds::KvView view, const paddle::Tensor& keys, const paddle::Tensor& values, int64_t index,
+                        int64_t layers, int64_t kv_heads) {
+  if (keys.numel() == 0 && values.numel() == 0) return view;
+  const std::vector<int64_t> shape{layers, kv_heads};
+  PD_CHECK(keys.shape() == shape && values.shape() == shape && view.type == pds::KvType::kInt8,
+           "static scales are [layers, kv_heads] of an int8 cache");
+  view.static_key_scales = keys.data<float>() + index * kv_heads;
+  view.static_value_scales = values.data<float>() + index * kv_heads;
+  return view;
 }
 
 }  // namespace
@@ -88,16 +101,19 @@ PD_BUILD_OP(pds_rotary).Inputs({"X", "Cos", "Sin"}).Outputs({"Out"}).SetKernelFn
 
 // The caches are written in place, [layers][blocks]... whole; `layer` says where.
 void KvWrite(paddle::Tensor& keys, paddle::Tensor& values, paddle::Tensor& key_scales, paddle::Tensor& value_scales,
-             const paddle::Tensor& key, const paddle::Tensor& value, const paddle::Tensor& slots, int64_t layer) {
+             const paddle::Tensor& static_key_scales, const paddle::Tensor& static_value_scales, const paddle::Tensor& key,
+             const paddle::Tensor& value, const paddle::Tensor& slots, int64_t layer) {
   int64_t tokens = key.shape()[0], kv_heads = key.shape()[1], dim = key.shape()[2];
   const float *k = key.data<float>(), *v = value.data<float>();
   const int64_t* slot = slots.data<int64_t>();
-  pds::KvView cache = kv_view(keys, values, key_scales, value_scales, layer, keys.shape()[0]);
+  const int64_t layers = keys.shape()[0];
+  pds::KvView cache = with_static(kv_view(keys, values, key_scales, value_scales, layer, layers), static_key_scales,
+                                  static_value_scales, layer, layers, kv_heads);
   for (int64_t t = 0; t < tokens; ++t)
     pds::vector_kernels().write_kv(k + t * kv_heads * dim, v + t * kv_heads * dim, cache, slot[t], kv_heads, dim);
 }
 PD_BUILD_OP(pds_kv_write)
-    .Inputs({"Keys", "Values", "KeyScales", "ValueScales", "Key", "Value", "Slots"})
+    .Inputs({"Keys", "Values", "KeyScales", "ValueScales", "StaticKeyScales", "StaticValueScales", "Key", "Value", "Slots"})
     .Outputs({"KeysOut", "ValuesOut", "KeyScalesOut", "ValueScalesOut"})
     .Attrs({"layer: int64_t"})
     .SetInplaceMap({{"Keys", "KeysOut"},
@@ -153,6 +169,7 @@ PD_BUILD_OP(pds_grouped_linear).Inputs({"X"}).Outputs({"Out"}).Attrs({"handle: i
 
 Tensors DecoderForward(const paddle::Tensor& x, const paddle::Tensor& keys, const paddle::Tensor& values,
                        const paddle::Tensor& key_scales, const paddle::Tensor& value_scales,
+                       const paddle::Tensor& static_key_scales, const paddle::Tensor& static_value_scales,
                        const paddle::Tensor& query_starts, const paddle::Tensor& context_lens,
                        const paddle::Tensor& block_tables, const paddle::Tensor& slots, const paddle::Tensor& cos,
                        const paddle::Tensor& sin, int64_t handle) {
@@ -164,12 +181,15 @@ Tensors DecoderForward(const paddle::Tensor& x, const paddle::Tensor& keys, cons
   batch.sin = sin.data<float>();
   const int64_t layers = decoder->size();
   std::vector<pds::KvView> caches;
-  for (int64_t i = 0; i < layers; ++i) caches.push_back(kv_view(keys, values, key_scales, value_scales, i, layers));
+  for (int64_t i = 0; i < layers; ++i)
+    caches.push_back(with_static(kv_view(keys, values, key_scales, value_scales, i, layers), static_key_scales,
+                                 static_value_scales, i, layers, decoder->shape().kv_heads));
   decoder->forward(out.data<float>(), batch, caches);
   return {out};
 }
 PD_BUILD_OP(pds_decoder)
-    .Inputs({"X", "Keys", "Values", "KeyScales", "ValueScales", "QueryStarts", "ContextLens", "BlockTables", "Slots", "Cos", "Sin"})
+    .Inputs({"X", "Keys", "Values", "KeyScales", "ValueScales", "StaticKeyScales", "StaticValueScales", "QueryStarts",
+             "ContextLens", "BlockTables", "Slots", "Cos", "Sin"})
     .Outputs({"Out"})
     .Attrs({"handle: int64_t"})
     .SetKernelFn(PD_KERNEL(DecoderForward));

@@ -13,28 +13,33 @@ static inline float max_abs(const float* x, int64_t n) {
 // A row below this counts as zero: 127 divided by it would overflow.
 constexpr float kZeroBelow = 1e-30f;
 
+// 0, or NaN where an element is not finite. Comparisons pass over NaN; it must reach the logits, where it is found, so it is
+// carried by the row's scale.
+static inline float poison(const float* x, int64_t n) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * 0.0f;
+  return sum;
+}
+
 // The scale of a row that is quantised to -127 .. 127, and what its elements are multiplied by.
 static inline float quantization(const float* x, int64_t n, float* inverse) {
   float peak = max_abs(x, n);
-  // Comparisons pass over NaN; it must reach the logits, where it is found, so it is carried by the scale.
-  float poison = 0.0f;
-#pragma omp simd reduction(+ : poison)
-  for (int64_t i = 0; i < n; ++i) poison += x[i] * 0.0f;
   bool nothing = peak < kZeroBelow;
   *inverse = nothing ? 1.0f : 127.0f / peak;
-  return (nothing ? 1.0f : peak / 127.0f) + poison;
+  return (nothing ? 1.0f : peak / 127.0f) + poison(x, n);
 }
 
-// q[i] = round_half_even(x[i] * inverse) + offset, `step` places apart. Products are stored before they are rounded: fused with the
+// q[i] = round_half_even(scaled(x[i])) + offset, `step` places apart. Products are stored before they are rounded: fused with the
 // rounding, a product on the border between two integers could go the other way than in the reference.
-template <int kOffset, typename T>
-static inline void round_row(const float* x, int64_t n, float inverse, T* q, int64_t step) {
+template <int kOffset, typename Scaled, typename T>
+static inline void round_row(const float* x, int64_t n, Scaled scaled, T* q, int64_t step) {
   constexpr int64_t kPiece = 256;
   float products[kPiece];
   for (int64_t first = 0; first < n; first += kPiece) {
     const int64_t count = n - first < kPiece ? n - first : kPiece;
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) products[i] = x[first + i] * inverse;
+    for (int64_t i = 0; i < count; ++i) products[i] = scaled(x[first + i]);
     T* out = q + first * step;
     if (step == 1) {
 #pragma omp simd
@@ -48,7 +53,7 @@ static inline void round_row(const float* x, int64_t n, float inverse, T* q, int
 static void quantize(const float* x, int64_t n, uint8_t* q, float* scale) {
   float inverse;
   *scale = quantization(x, n, &inverse);
-  round_row<128>(x, n, inverse, q, 1);
+  round_row<128>(x, n, [inverse](float v) { return v * inverse; }, q, 1);
 }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {

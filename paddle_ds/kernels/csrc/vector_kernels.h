@@ -35,6 +35,8 @@ struct KvView {
   void* values;  // [blocks][kv_heads][kBlockTokens][padded head_dim]
   float* key_scales;  // INT8 only: [blocks][kv_heads][kBlockTokens]
   float* value_scales;
+  const float* static_key_scales;  // [kv_heads], copied to the above as tokens are written; null: each finds its own
+  const float* static_value_scales;
 };
 
 // Tokens of the context that attention walks over at a time.

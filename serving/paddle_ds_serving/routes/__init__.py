@@ -1,6 +1,6 @@
 """The routes, one family a file."""
 
-from paddle_ds_serving.routes import chat, completions, generate, health, models, monitoring, tokens
+from paddle_ds_serving.routes import chat, completions, generate, health, models, monitoring, quality, tokens
 
 ALL = (
     chat.blueprint,
@@ -9,5 +9,6 @@ ALL = (
     health.blueprint,
     models.blueprint,
     monitoring.blueprint,
+    quality.blueprint,
     tokens.blueprint,
 )

@@ -79,6 +79,7 @@ def _detail(service: Service) -> dict[str, Any]:
             "name": model.name,
             "max_context_tokens": model.max_context_tokens,
             "quant": {"requested": model.requested_quant, "running": model.quant},
+            "kv_cache": {"dtype": model.kv_dtype or None, "scales": model.kv_scales or None},
             "kernels": model.kernels,
             "int8_products": model.int8_products,
             "vector_isa": model.vector_isa or None,

@@ -17,7 +17,7 @@ from pathlib import Path
 from paddle_ds.checkpoints.base import Checkpoint, DenseTensor, Int8Weight, Progress
 from paddle_ds.checkpoints.dtypes import NUMPY_DTYPES, Array, narrow
 from paddle_ds.checkpoints.hf_config import hf_config
-from paddle_ds.checkpoints.layout import EMBEDDING, HEAD
+from paddle_ds.checkpoints.layout import HEAD
 from paddle_ds.checkpoints.native import MAX_SHARD_BYTES
 from paddle_ds.checkpoints.paddlenlp import PREFIXES
 from paddle_ds.config.model import ModelConfig
@@ -91,8 +91,11 @@ class PaddleNLPInt8Target(Target):
         shards: list[list[TensorSpec]] = [[]]
         filled_bytes = 0
         for spec in model_specs(config):
-            nbytes = spec.num_elements * (1 if spec.role is Role.LINEAR else 2)
-            nbytes += 2 * spec.shape[0] if spec.role is Role.LINEAR else 0
+            nbytes = 2 * spec.num_elements
+            if spec.role is Role.LINEAR:
+                nbytes = spec.num_elements + 2 * spec.shape[0]
+            elif spec.role is Role.EMBEDDING and config.tie_word_embeddings:
+                nbytes *= 2
             if shards[-1] and filled_bytes + nbytes > self._max_shard_bytes:
                 shards.append([])
                 filled_bytes = 0
@@ -113,7 +116,7 @@ class PaddleNLPInt8Target(Target):
         assert weight.values.dtype == NUMPY_DTYPES[self._dtype]
         if spec.role is Role.HEAD:
             return {name: weight.values.T}
-        if spec.name == EMBEDDING and converted.config.tie_word_embeddings:
+        if spec.role is Role.EMBEDDING and converted.config.tie_word_embeddings:
             return {name: weight.values, HEAD: weight.values}
         return {name: weight.values}
 

@@ -173,10 +173,10 @@ def _nearest_blocks(values: Float32Array) -> tuple[npt.NDArray[np.int8], Float32
     """Q8_0 as ggml rounds it: ``d = max|x| / 127``, ``q = round(x * (1 / d))``, half away from zero."""
     blocks = values.reshape(values.shape[0], -1, BLOCK)
     scales: Float32Array = np.abs(blocks).max(axis=2) / np.float32(INT8_MAX)
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    is_normal = scales >= np.finfo(np.float32).tiny  # 1 / d overflows below, and float16 has no such d
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=is_normal)
     scaled = blocks * inverse[:, :, None]
     integers = np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))
-    np.clip(integers, -INT8_MAX, INT8_MAX, out=integers)  # 1 / d overflows where d is subnormal
     return integers.astype(np.int8).reshape(values.shape), scales
 
 

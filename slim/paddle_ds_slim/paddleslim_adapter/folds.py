@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import paddle
 
-from paddle_ds.errors import CalibrationError, QuantizationError
+from paddle_ds.errors import CalibrationError, QuantizationError, UnsupportedError
 from paddle_ds_slim.paddlenlp_model import blocks_of, run, run_block
 from paddle_ds_slim.paddleslim_adapter.searches import SearchName, make_search
 from paddle_ds_slim.paddleslim_adapter.shipped import advanced, running
@@ -48,21 +48,25 @@ class EverySequence:
         return paddle.concat([sampled_x, x], axis=1)
 
 
-def smooth(layer: Any, batches: Sequence[Batch], alpha: float = 0.5, search: SearchName | None = None) -> None:
+def smooth(layer: Any, batches: Sequence[Batch], alpha: float | None = None, search: SearchName | None = None) -> None:
     """Fold ``s = max|x| ** alpha / max|w| ** (1 - alpha)`` (SmoothQuant, arXiv 2211.10438) into norms and the layers behind them.
 
     Args:
-        search: find the scales by trying: PaddleSlim's ``PieceWiseSearch`` for 8 bits (``alpha`` is then not used) or its
-            ``AWQSearch`` for 4 (over mean instead of largest magnitudes).
+        alpha: 0.5 if not given.
+        search: find the scales by trying instead: PaddleSlim's ``PieceWiseSearch`` for 8 bits, or its ``AWQSearch`` for 4 (over
+            mean instead of largest magnitudes).
 
     Raises:
         CalibrationError: no data.
         QuantizationError: the function changed, the layer's names cannot be paired, or PaddleSlim failed.
+        UnsupportedError: both ``alpha`` and a search.
     """
     rows = sequences(batches)
     _check_names(layer)
-    options: dict[str, Any] = {"alpha": alpha}
+    options: dict[str, Any] = {"alpha": 0.5 if alpha is None else alpha}
     if search is not None:
+        if alpha is not None:
+            raise UnsupportedError(f"alpha {alpha:g} beside search {search!r}; a search finds the scales without it")
         options |= {"search_function": make_search(search), "sample_function": EverySequence(), "start_sample_step": 0}
         options |= {"smooth_method": "awq"} if search == "awq" else {}
     with running("Smooth"):

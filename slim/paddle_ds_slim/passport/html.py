@@ -161,6 +161,8 @@ def _layers(layers: Sequence[LayerError]) -> str:
     rows = [(layer.name, layer.scheme, number(layer.weight_error), number(layer.output_error)) for layer in layers]
     table = _table(("layer", "scheme", "weight error", "output error"), rows)
     legend = _legend(("weight", "weight"), ("output", "output, on inputs of the reference"))
+    if any(point.value == 0 for point in points):
+        legend += "<p><small>On the lower edge: no error at all.</small></p>"
     return f"{legend}<div class='chart'>{chart}</div><details><summary>All {len(layers)} layers</summary>{table}</details>"
 
 

@@ -25,7 +25,9 @@ def share(num_right: int, num_items: int) -> Interval:
     p, n = num_right / num_items, num_items
     middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n)) / (1 + _Z**2 / n)
-    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+    low = middle - half if num_right else 0.0  # exactly, where rounding would leave a trace
+    high = middle + half if num_right < num_items else 1.0
+    return Interval(p, low, high)
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:

@@ -129,16 +129,21 @@ def compare(
     return assemble(config, reference.scores, scores, layers, budgets, quick=quick)
 
 
-def measure_alone(checkpoint: Checkpoint, config: EvalConfig, progress: Progress = silent) -> Passport:
+def measure_alone(checkpoint: Checkpoint, config: EvalConfig, *, quick: bool = False, progress: Progress = silent) -> Passport:
     """The figures of a checkpoint that has no reference; whatever compares is ``None``.
+
+    Args:
+        quick: as in :func:`compare`, with no budget for tasks.
 
     Raises:
         PaddleDSError: as :func:`compare`, and :meth:`Reference.measure`.
     """
+    if quick:
+        config = config.without_extras(keep_tasks=False)
     data = _data(Tokenizer.from_dir(checkpoint.directory), checkpoint, config)
     scores = _measure_quantized(checkpoint, config, data, {}, progress)
     gc.collect()
-    return assemble(config, None, scores, (), Gate(), quick=False)
+    return assemble(config, None, scores, (), Gate(), quick=quick)
 
 
 def _measure_reference(checkpoint: Checkpoint, config: EvalConfig, scratch: Path, progress: Progress) -> Reference:
