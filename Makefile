@@ -65,6 +65,7 @@ quant-table: $(VENV)/.dev
 
 golden: $(VENV)/.dev
 	$(PYTHON) tools/make_golden_hf.py --venv .venv-golden
+	$(PYTHON) tools/make_golden_quant.py --venv .venv-golden-quant
 	$(BIN)/python tests/serving/transcripts.py
 
 lock: $(VENV)/.dev

@@ -113,7 +113,7 @@ setup(
     package_data={
         "paddle_ds": ["py.typed", "assets/tiny-r1/*", "kernels/csrc/*"],
         "paddle_ds_serving": ["py.typed"],
-        "paddle_ds_slim": ["py.typed", "data/*.jsonl", "recipes/*.yaml"],
+        "paddle_ds_slim": ["py.typed", "data/*.jsonl", "passport/data/*", "recipes/*.yaml"],
     },
     install_requires=[
         "click>=8.1",

@@ -86,7 +86,8 @@ def _refuse_unexplained_integers(directory: Path, config: ModelConfig, files: Te
     """Old quantisers wrote what their integers mean to a file of its own, which nobody else reads."""
     packed = next((name for name in files.tensors if name.endswith(QWEIGHT)), None)
     if packed is not None and config.quantization is None:
+        where = f"{files.tensors[packed].file}: tensor '{packed}'"
         raise ConfigMismatchError(
-            f"{files.tensors[packed].file}: tensor '{packed}' is quantised, but {directory / 'config.json'} has no quantization_config. "
+            f"{where} is quantised, but {directory / 'config.json'} has no quantization_config. "
             'If there is a quantize_config.json, put its fields there, with "quant_method": "gptq" (or "awq")'
         )

@@ -135,15 +135,14 @@ class BlockPacking:
 
     def read(self, spec: TensorSpec, files: FileCheckpoint) -> Weight:
         blocks = files.array(self.raw)  # uint8 [out, G, 34]
-        weight = GroupedWeight(
-            values=np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(spec.shape),
-            scales=self._scales(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0], spec, files),
-            zero_points=None,
-            group_index=None,
-            bits=8,
-            group_size=Q8_0_VALUES,
-        )
-        return DenseTensor(weight.to_float32(), "float32") if spec.role is Role.EMBEDDING else weight
+        scales = self._scales(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0], spec, files)
+        integers = blocks[:, :, 2:].view(np.int8)
+        if spec.role is Role.EMBEDDING:
+            wide = integers.astype(np.float32, order="C")
+            wide *= scales[:, :, None]
+            return DenseTensor(wide.reshape(spec.shape), "float32")
+        values = np.ascontiguousarray(integers).reshape(spec.shape)
+        return GroupedWeight(values, scales, None, None, bits=8, group_size=Q8_0_VALUES)
 
     def _scales(self, stored: Array, spec: TensorSpec, files: FileCheckpoint) -> Float32Array:
         bad = count_not_finite(stored, "float16")

@@ -29,7 +29,8 @@ class GroupShape:
     group_size: int | None
 
     def size(self, num_in: int) -> int:
-        return self.group_size or num_in
+        """Inputs of a group of a linear of ``num_in`` inputs."""
+        return min(self.group_size or num_in, num_in)
 
     def count(self, num_in: int) -> int:
         """Groups of a linear of ``num_in`` inputs."""

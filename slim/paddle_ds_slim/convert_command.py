@@ -81,10 +81,10 @@ def _print(report: ConversionReport) -> None:
     console = Console(markup=False, emoji=False, highlight=False)  # a path may hold brackets
     where = report.out or "nothing written"
     console.print(f"{report.source} ({report.source_format}) -> {report.to}: {where}", style="bold", soft_wrap=True)
-    table = Table("outcome", "tensors", "weights", "largest error", "there", box=None)
+    table = Table("outcome", "tensors", "weights", "largest relative error", box=None)
     for outcome, summary in report.outcomes.items():
-        worst = (summary.worst or "").removeprefix("model.").removesuffix(".weight")
-        table.add_row(outcome, str(summary.num_tensors), f"{summary.num_weights:,}", f"{summary.largest_error:.2e}", worst)
+        error = f"{summary.largest_error:.2e}" if summary.worst else "0"
+        table.add_row(outcome, str(summary.num_tensors), f"{summary.num_weights:,}", error)
     console.print(table)
     for sentence in report.sentences:
         console.print(f"- {sentence}", soft_wrap=True)

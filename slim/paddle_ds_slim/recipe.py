@@ -72,6 +72,8 @@ class Smooth(_Record, frozen=True, tag_field="step", tag="smooth"):
     pairs: tuple[Pair, ...] = ALL_PAIRS
     #: tokens on which an ``alpha`` is tried
     search_tokens: int = 512
+    #: share of the error that must go for a pair to be folded; 0: any gain will do
+    min_gain: float = 0.0
     #: also try what PaddleSlim's ``PieceWiseSearch`` finds with so many clusters of channels; 0: do not
     piecewise: int = 0
 
@@ -260,6 +262,8 @@ def _check(recipe: QuantRecipe) -> None:
         if not 0 < value < sys.maxsize:
             raise RecipeError(f"{where}: {name} is {value}; expected a number above 0")
     for step in recipe.steps:
+        if isinstance(step, Smooth) and not 0 <= step.min_gain < 1:
+            raise RecipeError(f"{where}: smooth: min_gain is {step.min_gain}; expected 0 up to (but not) 1")
         if isinstance(step, Smooth) and step.piecewise < 0:
             raise RecipeError(f"{where}: smooth: piecewise is {step.piecewise}; expected 0, or a number of clusters")
         if isinstance(step, Smooth) and (not step.alphas or not all(0 <= alpha <= 1 for alpha in step.alphas)):

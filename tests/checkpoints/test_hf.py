@@ -184,7 +184,11 @@ DAMAGES: dict[str, tuple[Damage, type[Exception], str]] = {
         errors.UnknownArchitectureError,
         "MambaForCausalLM; have: Qwen2ForCausalLM, LlamaForCausalLM",
     ),
-    "unknown quantization": (configure(quantization_config={"quant_method": "awq"}), errors.UnsupportedError, "'awq'"),
+    "unknown quantization": (
+        configure(quantization_config={"quant_method": "bitsandbytes"}),
+        errors.UnsupportedError,
+        "'bitsandbytes'; have: compressed-tensors, gptq, awq",
+    ),
     "data cut off": (cut(1), errors.TruncatedFileError, r"model\.safetensors"),
     "header cut off": (
         afterwards(lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:64]) and None),

@@ -16,6 +16,13 @@ from paddle_ds.config.tensors import Role, model_specs
 
 GROUP = 32
 
+MODELS = {
+    "llama-tied": (makers.LLAMA, True),
+    "llama-untied": (makers.LLAMA, False),
+    "qwen2-tied": (makers.QWEN2, True),
+    "qwen2-untied": (makers.QWEN2, False),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
@@ -279,3 +286,14 @@ SOURCES: dict[str, Make] = {
     "gguf-f16": make_gguf("f16"),
     "gguf-q8_0": make_gguf("q8_0"),
 }
+
+
+def model_config(model: str, **changes: Any) -> dict[str, Any]:
+    architecture, is_tied = MODELS[model]
+    extents = {"hidden_size": 64, "intermediate_size": 96}
+    return makers.config_json(architecture, **{**extents, "tie_word_embeddings": is_tied, **changes})
+
+
+def write_simple(directory: Path, **changes: Any) -> Path:
+    config = model_config("llama-untied", **changes)
+    return makers.write_hf(directory, config, makers.random_tensors(config))

@@ -180,6 +180,30 @@ def sentencepiece_ids(text: str, found: dict[str, Any]) -> list[int]:
     ]
 
 
+def sentencepiece_json(merges: list[list[str]], **vocab: int) -> dict[str, Any]:
+    letters = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}, "▁": 257, "a": 258, "b": 259, "c": 260}
+    model = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True, "merges": merges}
+    steps = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "model": {**model, "vocab": letters | vocab},
+    }
+
+
+def test_scores_put_merges_in_their_order(tmp_path: Path) -> None:
+    merges = [["b", "c"], ["a", "b"], ["a", "bc"], ["ab", "c"], ["▁", "a"], ["c", "c"]]
+    content = sentencepiece_json(merges, ab=261, cc=262, abc=263, bc=264, **{"▁a": 265})
+    write_model(tmp_path / "source", vocab_size=270)
+    makers.write_json(tmp_path / "source" / "tokenizer.json", content)
+    convert(tmp_path / "source", tmp_path / "out", "gguf-f16")
+    found = metadata(tmp_path / "out" / "model-f16.gguf")
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    for text in ("abc", "a bcc", "aabbcc abab", "ccc cab é"):
+        assert sentencepiece_ids(text, found) == backend.encode(text).ids
+
+
 def test_sentencepiece_scores_give_the_tokenizers_ids(tmp_path: Path, shared_data: Path) -> None:
     convert(shared_data / "stories260k", tmp_path / "out", "gguf-q8_0")
     found = metadata(tmp_path / "out" / "model-q8_0.gguf")
@@ -227,9 +251,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> No
 
 
 def test_pieces_that_only_llama_cpp_would_merge_are_refused(tmp_path: Path) -> None:
-    vocab = {"<unk>": 0, "a": 1, "b": 2, "ab": 3, **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}}
-    model = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True, "vocab": vocab, "merges": []}
-    assert "'a' and 'b' make the token 'ab'" in refusal(tmp_path, {"version": "1.0", "added_tokens": [], "model": model})
+    assert "'a' and 'b' make the token 'ab'" in refusal(tmp_path, sentencepiece_json([], ab=261))
 
 
 def test_without_a_tokenizer_the_file_has_no_vocabulary_and_says_so(tmp_path: Path) -> None:

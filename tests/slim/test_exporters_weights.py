@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from checkpoints import makers
-from paddle_ds.checkpoints import DenseTensor, GroupedWeight, Int8Weight, open_checkpoint
+from paddle_ds.checkpoints import DenseTensor, GroupedWeight, Int8Weight
 from paddle_ds.checkpoints.base import Groups
 from paddle_ds.errors import QuantizationError
 from paddle_ds_slim.exporters.comparison import compare
-from paddle_ds_slim.exporters.paddlenlp_int8 import PaddleNLPInt8Target
-from paddle_ds_slim.exporters.pdparams_writer import PdparamsWriter, _bytes_head
-from paddle_ds_slim.exporters.view import ConvertedCheckpoint
 from paddle_ds_slim.exporters.weights import as_blocks, as_dense, as_per_channel, collapse, fits_blocks
 
 
@@ -129,52 +123,3 @@ def test_a_scale_beyond_float16_is_an_error() -> None:
     weight = Int8Weight(np.ones((1, 32), np.int8), np.array([1e5], np.float32))
     with pytest.raises(QuantizationError, match="the scales of head: found a value of 1e\\+05"):
         as_blocks(weight, "head")
-
-
-def test_a_pickle_of_ours_is_what_python_makes_of_the_same_arrays(tmp_path: Path) -> None:
-    arrays = {
-        "int8": np.arange(-6, 6, dtype=np.int8).reshape(3, 4),
-        "transposed": np.arange(12, dtype=np.float16).reshape(3, 4).T,
-        "bfloat16": np.array([0x3F80], np.uint16),
-        "empty": np.zeros((0, 5), np.float32),
-        "n" * 300: np.float32([[1.5]]),
-    }
-    with PdparamsWriter(tmp_path / "model_state.pdparams") as writer:
-        for name, values in arrays.items():
-            writer.write(name, values)
-    data = (tmp_path / "model_state.pdparams").read_bytes()
-    found = pickle.loads(data)
-    assert found.pop("StructuredToParameterName@@") == {name: name for name in arrays}
-    assert list(found) == list(arrays)
-    for name, values in arrays.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name], values)
-    operations = list(pickletools.genops(data))
-    names = {
-        (a[1], b[1]) for a, b, c in zip(operations, operations[1:], operations[2:], strict=False) if c[0].name == "STACK_GLOBAL"
-    }
-    assert names == {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
-
-
-@pytest.mark.parametrize(("nbytes", "opcode"), [((1 << 32) - 1, "BINBYTES"), (1 << 32, "BINBYTES8")])
-def test_payloads_above_four_gigabytes_have_a_longer_length(nbytes: int, opcode: str) -> None:
-    head = _bytes_head(nbytes)
-    code = next(code for code in pickletools.opcodes if code.code.encode("latin1") == head[:1])
-    assert code.name == opcode
-    assert int.from_bytes(head[1:], "little") == nbytes
-
-
-def test_paddlenlp_shards_hold_every_tensor_once(tmp_path: Path) -> None:
-    config = makers.config_json(makers.LLAMA, tie_word_embeddings=True)
-    makers.write_hf(tmp_path / "source", config, makers.random_tensors(config))
-    target = PaddleNLPInt8Target(max_shard_bytes=4000)
-    (tmp_path / "out").mkdir()
-    with open_checkpoint(tmp_path / "source") as source:
-        view = ConvertedCheckpoint(source, target)
-        target.write(view, tmp_path / "out", None)
-        with open_checkpoint(tmp_path / "out") as after:
-            assert len({tensor.file for tensor in after.stored().values()}) > 2
-            for name, planned in view.planned.items():
-                assert after.stored()[name].dtype == planned.dtype
-    assert (tmp_path / "out" / "model_state.pdparams.index.json").is_file()
-    assert all(file.stat().st_size < 8000 for file in (tmp_path / "out").glob("*.pdparams"))

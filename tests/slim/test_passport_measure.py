@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from paddle_ds.checkpoints import open_checkpoint
 from paddle_ds.config.engine import EngineConfig
 from paddle_ds.engine.assets import EMBEDDED_MODEL
 from paddle_ds.engine.build import load_opened
-from paddle_ds.errors import ConfigError, ConfigMismatchError, QuantizationError
+from paddle_ds.errors import CalibrationError, ConfigError, ConfigMismatchError, QuantizationError
 from paddle_ds.runtime.evaluate import mean_loss
 from paddle_ds.runtime.model_runner import ModelRunner
 from paddle_ds_slim.passport import EvalConfig, Passport
@@ -73,8 +75,8 @@ def test_losses_and_divergences_are_those_of_the_logits(float_model: Path, tmp_p
     values = np.concatenate([divergence(one, other) for one, other in pairs])
     kl = passport.kl
     assert kl is not None
-    assert (kl.mean, kl.max) == (pytest.approx(values.mean(), rel=1e-4), pytest.approx(values.max(), rel=1e-4))
-    assert kl.p99 == pytest.approx(np.quantile(values, 0.99), rel=1e-4)
+    assert (kl.mean, kl.max) == (pytest.approx(values.mean(), rel=1e-3), pytest.approx(values.max(), rel=1e-3))
+    assert kl.p99 == pytest.approx(np.quantile(values, 0.99), rel=1e-3)
     assert kl.num_tokens == sum(kl.histogram.counts) == 13
     same = np.concatenate([one.argmax(1) == other.argmax(1) for one, other in pairs])
     assert passport.top1_agreement == pytest.approx(same.mean())
@@ -217,6 +219,17 @@ def test_without_a_reference_there_are_figures_and_no_comparison() -> None:
     assert found["gate"]["passed"] is True
 
 
+def test_a_window_in_which_no_answer_fits_is_refused() -> None:
+    with open_checkpoint(EMBEDDED_MODEL) as checkpoint, pytest.raises(CalibrationError, match="window_tokens is 4"):
+        measure_alone(checkpoint, EvalConfig(window_tokens=4, max_tokens_per_text=8, tasks={}))
+
+
+def test_nothing_but_measuring_loads_paddle() -> None:
+    code = "import sys, paddle_ds_slim.eval_command, paddle_ds_slim.passport.table; sys.exit('paddle' in sys.modules)"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == 0
+
+
 def test_models_of_other_vocabularies_are_refused(float_model: Path, tmp_path: Path) -> None:
     other = random_model(tmp_path / "other", vocab_size=1030)
     with pytest.raises(ConfigMismatchError, match="vocabularies of 1030 and 1024 tokens"):
@@ -245,14 +258,14 @@ def test_a_comparison_under_another_configuration_is_refused(float_model: Path, 
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Path:
     """A directory in which the file of the first text is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "text-0.logp").symlink_to("/dev/full")
-    yield scratch
+    return scratch
 
 
 def test_a_full_scratch_disk_is_an_error_that_says_how_much_is_needed(float_model: Path, full_disk: Path) -> None:

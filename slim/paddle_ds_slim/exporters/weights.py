@@ -155,9 +155,7 @@ def _requantised(weight: GroupedWeight) -> Int8Weight:
 
 def _widened(weight: GroupedWeight, name: str) -> GroupedWeight:
     """Groups that are whole blocks, or one group in all, cut into blocks of 32."""
-    num_blocks = weight.shape[1] // BLOCK
-    blocks_of_group = num_blocks if weight.scales.shape[1] == 1 else weight.group_size // BLOCK
-    group_of_block = np.arange(num_blocks) // blocks_of_group
+    first_of_block = np.arange(0, weight.shape[1], BLOCK)
     integers = weight.values
     if weight.zero_points is not None:
         integers = np.empty(weight.shape, np.int8)
@@ -166,7 +164,7 @@ def _widened(weight: GroupedWeight, name: str) -> GroupedWeight:
             shifted = weight.values[rows].astype(np.int16) - weight.zero_points[rows][:, groups]
             assert np.abs(shifted).max(initial=0) <= INT8_MAX, f"{name}: zero points outside the range of 4 bits"
             integers[rows] = shifted
-    return _blocks(integers, weight.scales[:, group_of_block], name)
+    return _blocks(integers, weight.scales[:, first_of_block // weight.group_size], name)
 
 
 def _nearest_blocks(values: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:

@@ -13,11 +13,11 @@ import numpy as np
 import paddle
 
 from paddle_ds.checkpoints.dtypes import Float32Array
-from paddle_ds.engine.build import LoadedModel
 from paddle_ds.errors import QuantizationError
 from paddle_ds.layers import Linear
 from paddle_ds.models import Decoder
 from paddle_ds.runtime.evaluate import position_logits
+from paddle_ds.runtime.model_runner import ModelRunner
 from paddle_ds_slim.passport.data import Piece
 
 #: attribute of a decoder layer -> linears that read what it reads
@@ -29,16 +29,16 @@ _READERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def keep_inputs(loaded: LoadedModel, pieces: tuple[Piece, ...], num_tokens: int, directory: Path) -> dict[str, Path]:
+def keep_inputs(runner: ModelRunner, pieces: tuple[Piece, ...], num_tokens: int, directory: Path) -> dict[str, Path]:
     """Run the first ``num_tokens`` tokens of ``pieces``; linear layer (and ``lm_head``) -> file of its inputs.
 
     Raises:
         QuantizationError: a file cannot be written.
     """
-    with _caught(loaded.runner.decoder) as caught:
+    with _caught(runner.decoder) as caught:
         room = num_tokens
         for piece in pieces:
-            for logits in position_logits(loaded.runner, piece.ids[:room]):
+            for logits in position_logits(runner, piece.ids[:room]):
                 room -= len(logits)
             if room <= 0:
                 break

@@ -34,7 +34,7 @@ def scatter(points: Sequence[Point], num_items: int, groups: Sequence[tuple[int,
         return _LEFT + (item + 0.5) / max(1, num_items) * _PLOT_WIDTH
 
     def y(value: float) -> float:
-        if not math.isfinite(value):
+        if math.isinf(value):
             return float(_TOP)
         share = (math.log10(max(value, 10.0**low)) - low) / (high - low)
         return _TOP + (1 - share) * _PLOT_HEIGHT

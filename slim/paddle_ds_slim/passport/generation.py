@@ -38,8 +38,9 @@ class AnswerScore:
 
 
 def continue_greedily(loaded: LoadedModel, prompts: Sequence[Ids], num_tokens: int) -> list[Ids]:
-    """At most ``num_tokens`` tokens behind each prompt; :data:`END` is one of them."""
-    params = SamplingParams(temperature=0, max_tokens=num_tokens)
+    """At most ``num_tokens`` tokens behind each prompt, or what fits into the context; :data:`END` is one of them."""
+    limit = loaded.engine.limits.max_context_tokens
+    params = [SamplingParams(temperature=0, max_tokens=max(1, min(num_tokens, limit - len(prompt)))) for prompt in prompts]
     outputs = LLM.of(loaded).generate([list(prompt) for prompt in prompts], params, progress=False)
     completions = [output.completions[0] for output in outputs]
     return [(*c.token_ids, *([END] if c.finish_reason == "stop" else []))[:num_tokens] for c in completions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -155,7 +156,7 @@ def _layers(layers: Sequence[LayerError]) -> str:
             seen.add(label)
             groups.append((item, label))
         for css, what, value in (("weight", "weight", layer.weight_error), ("output", "output", layer.output_error)):
-            if value is not None:
+            if value is not None and not math.isnan(value):
                 points.append(Point(item, value, css, f"{layer.name} ({layer.scheme}): {what} error {value:.3g}"))
     chart = scatter(points, len(layers), groups, "relative error of each linear layer, by decoder layer")
     rows = [(layer.name, layer.scheme, number(layer.weight_error), number(layer.output_error)) for layer in layers]

@@ -12,7 +12,7 @@ from paddle_ds.config.engine import EngineConfig
 from paddle_ds.engine.assets import recipe_for
 from paddle_ds.engine.build import LoadedModel
 from paddle_ds.engine.llm import LLM
-from paddle_ds.errors import ConfigError, ConfigMismatchError, QuantizationError
+from paddle_ds.errors import CalibrationError, ConfigError, ConfigMismatchError, QuantizationError
 from paddle_ds.text import Tokenizer
 from paddle_ds_slim.calibration import SELF_GENERATED
 from paddle_ds_slim.calibration_files import TokenSample
@@ -153,7 +153,7 @@ def _measure_reference(checkpoint: Checkpoint, config: EvalConfig, scratch: Path
     files = {name: scratch / f"text-{number}.logp" for number, name in enumerate(data.texts)}
     inputs: dict[str, Path] = {}
     if config.layer_tokens:
-        inputs = keep_inputs(loaded, next(iter(data.texts.values())).pieces, config.layer_tokens, scratch)
+        inputs = keep_inputs(loaded.runner, next(iter(data.texts.values())).pieces, config.layer_tokens, scratch)
 
     def keep(name: str, text: TextData, on_tokens: Callable[[int], None]) -> TextScores:
         return score_and_keep(loaded.runner, text, files[name], on_tokens)
@@ -204,6 +204,10 @@ def _completed(loaded: LoadedModel, config: EvalConfig, data: EvalData, stage: s
     else:
         prompts = [question_ids(loaded.tokenizer, question) for question in asked]
         pieces = answers_of(written, prompts, window, config.max_tokens_per_text)
+    if not pieces:
+        raise CalibrationError(
+            f"eval: window_tokens is {config.window_tokens}, and no answer of {loaded.name} to a question fits into that"
+        )
     texts = {SELF_GENERATED: TextData(SELF_GENERATED, pieces)}
     return dataclasses.replace(data, texts=texts, prompts=greedy_prompts(loaded.tokenizer, config, texts))
 

@@ -43,8 +43,8 @@ class Candidate:
     scale: Float32Array
 
 
-def fold_best(state: BlockState, pair: Pair, candidates: Iterable[Candidate], search_tokens: int) -> None:
-    """Fold the candidate that gives the least output error, or none where no candidate beats doing nothing.
+def fold_best(state: BlockState, pair: Pair, candidates: Iterable[Candidate], search_tokens: int, min_gain: float = 0.0) -> None:
+    """Fold the candidate that gives the least output error, or none where none takes ``min_gain`` of it away.
 
     The error is ``sum over readers of ||x W' - q(x / s) q(W s)'||^2 / ||x W'||^2`` on a sample of tokens.
 
@@ -58,6 +58,8 @@ def fold_best(state: BlockState, pair: Pair, candidates: Iterable[Candidate], se
         error = output_error(state, readers, sample, exact, widened(state.config, pair, candidate.scale))
         if error < least:
             least, best = error, candidate
+    if least > (1 - min_gain) * before:
+        least, best = before, None
     state.choices[pair] = {"error_before": before, "error": least}
     if best is not None:
         state.choices[pair][best.label] = best.value

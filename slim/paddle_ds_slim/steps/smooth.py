@@ -27,7 +27,7 @@ def smooth(step: Smooth, state: BlockState) -> None:
     """Fold SmoothQuant's factors, pair by pair."""
     for pair in step.pairs:
         if quantized_readers(state, pair):
-            fold_best(state, pair, _smooth_candidates(step, state, pair), step.search_tokens)
+            fold_best(state, pair, _smooth_candidates(step, state, pair), step.search_tokens, step.min_gain)
 
 
 def awq(step: Awq, state: BlockState) -> None:
