@@ -56,10 +56,18 @@ class BuildPy(build_py):
         kernels = library / "paddle_ds" / "kernels"
         shutil.rmtree(kernels, ignore_errors=True)  # what an earlier build has left there would get into the wheel
         super().run()
+        _copy_recipes(library / "paddle_ds_slim" / "recipes")
         if wants_prebuilt():
             _build_operators(library, kernels / "prebuilt")
         else:
             print("paddle-ds: without built operators (PADDLE_DS_PREBUILD is not 1); they are built on first use, with g++")
+
+
+def _copy_recipes(directory: Path) -> None:
+    """In a checkout they lie beside the package, where people look for them; in a wheel inside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for recipe in (ROOT / "slim" / "recipes").glob("*.yaml"):
+        shutil.copyfile(recipe, directory / recipe.name)
 
 
 def _build_operators(library: Path, directory: Path) -> None:
@@ -113,7 +121,7 @@ setup(
     package_data={
         "paddle_ds": ["py.typed", "assets/tiny-r1/*", "kernels/csrc/*"],
         "paddle_ds_serving": ["py.typed"],
-        "paddle_ds_slim": ["py.typed", "data/*.jsonl", "passport/data/*", "recipes/*.yaml"],
+        "paddle_ds_slim": ["py.typed", "data/*.jsonl", "passport/data/*"],
     },
     install_requires=[
         "click>=8.1",

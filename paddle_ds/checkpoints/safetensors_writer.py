@@ -85,8 +85,12 @@ class SafetensorsWriter:
         text += b" " * (-len(text) % 8)
         self._data_start = 8 + len(text)
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._file.truncate(self._data_start + end)
+        try:
+            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file.truncate(self._data_start + end)
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, name: str, values: Array) -> None:
         """Write a planned tensor. ``values`` must have the planned shape and its type's numpy form."""
