@@ -123,7 +123,7 @@ class BitPacking:
 
     def verify(self, spec: TensorSpec, files: FileCheckpoint) -> StoredTensor:
         num_out, num_in = spec.shape
-        bits, group_size = self.group.bits, self.group.group_size or num_in
+        bits, group_size = self.group.bits, min(self.group.group_size or num_in, num_in)
         num_groups = -(-num_in // group_size)
         packed = files.require(f"{self.module}.weight_packed", spec, "int32", (num_out, words(num_in, bits)))
         scale = files.require(f"{self.module}.weight_scale", spec, None, (num_out, num_groups))
@@ -154,7 +154,7 @@ class BitPacking:
             packed = files.array(f"{self.module}.weight_zero_point")
             zero_points = np.ascontiguousarray(unpack_words(packed.T, bits, num_out).T).astype(np.int16)
         index = self._group_index(files, scales.shape[1]) if self.group.has_group_index else None
-        return GroupedWeight(values, scales, zero_points, index, bits, self.group.group_size or num_in)
+        return GroupedWeight(values, scales, zero_points, index, bits, min(self.group.group_size or num_in, num_in))
 
     def _is_int8_per_channel(self, num_groups: int) -> bool:
         return self.group.bits == 8 and num_groups == 1 and self.group.symmetric

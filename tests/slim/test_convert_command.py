@@ -102,8 +102,6 @@ def small_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# the file of a safetensors writer that could not even reserve its length is closed by the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("target", FORMATS)
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, target: str, request: pytest.FixtureRequest) -> None:
     source = write_simple(tmp_path / "source")
