@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+import paddle_ds
 from paddle_ds.checkpoints import open_checkpoint
 from paddle_ds.checkpoints.base import Checkpoint
 from paddle_ds.checkpoints.dtypes import Array
@@ -28,7 +29,7 @@ from paddle_ds.errors import RecipeError
 from paddle_ds.logs import fields
 from paddle_ds_slim.calibrating import CalibrationSource, calibration_ids
 from paddle_ds_slim.gate import hold
-from paddle_ds_slim.passport import FILE_NAME, EvalConfig, Passport, write_json
+from paddle_ds_slim.passport import FILE_NAME, EvalConfig, Passport, require, write_json
 from paddle_ds_slim.passport.html import FILE_NAME as HTML_FILE_NAME
 from paddle_ds_slim.passport.html import write_html
 from paddle_ds_slim.progress import Progress, silent
@@ -57,6 +58,7 @@ def quantize(
     calibration: CalibrationSource | None = None,
     evaluation: EvalConfig | None = None,
     gate: Gate | None = None,
+    tasks_are_optional: bool | None = None,
     work_dir: Path | None = None,
     progress: Progress = silent,
 ) -> Quantized:
@@ -68,7 +70,9 @@ def quantize(
         calibration: texts; by default the model's own answers.
         evaluation: texts and tasks that quality is measured on.
         gate: budgets instead of the recipe's.
-        work_dir: where unfinished work lies; ``.<out>.work`` beside ``out`` by default. Removed at the end.
+        tasks_are_optional: whether a task budget falls away for a model that answers no questions here; by default only the
+            recipe's does.
+        work_dir: where the directory of unfinished work, ``.<out>.work``, lies; beside ``out`` by default. Removed at the end.
 
     Raises:
         QualityGateError: it is not good enough; nothing was written.
@@ -83,15 +87,33 @@ def quantize(
     environment.import_paddle()
     calibration = calibration or CalibrationSource()
     with open_checkpoint(src) as source:
-        wanted.schemes(source.config)  # a pattern that meets nothing is better said before an hour of work
+        _check_schemes(wanted, source)  # better said before an hour of work
         key = _key(source, wanted, calibration)
-        work = WorkDirectory.open(work_dir or destination.parent / f".{destination.name}.work", key)
-        passport = _Job(
-            source, wanted, calibration, evaluation or EvalConfig(), work, progress, has_recipes_gate=gate is None
-        ).run(destination)
-        work.remove()
+        path = work_path(destination, work_dir)
+        with WorkDirectory(path).locked():
+            work = WorkDirectory.open(path, key)
+            job = _Job(source, wanted, calibration, evaluation or EvalConfig(), work, progress)
+            passport = job.run(destination, tasks_are_optional=gate is None if tasks_are_optional is None else tasks_are_optional)
+            work.remove()
     logger.info("quantize.done", extra=fields(directory=str(destination), recipe=wanted.name))
     return Quantized(destination, passport, wanted)
+
+
+def work_path(out: Path, work_dir: Path | None = None) -> Path:
+    """Where unfinished work of ``out`` lies."""
+    out = out.expanduser().absolute()
+    return (work_dir.expanduser().absolute() if work_dir is not None else out.parent) / f".{out.name}.work"
+
+
+def _check_schemes(recipe: QuantRecipe, source: Checkpoint) -> None:
+    """Raises:
+    RecipeError: the recipe does not fit the model.
+    """
+    schemes = recipe.schemes(source.config)
+    if set(schemes.values()) == {"dense"} and recipe.kv_cache is None:
+        raise RecipeError(f"recipe {recipe.name}: every layer is dense; nothing would be quantised")
+    if any(isinstance(step, Qat) for step in recipe.steps) and "w4a16" in schemes.values():
+        raise RecipeError(f"recipe {recipe.name}: qat trains for 8 bits, and a layer has 4")
 
 
 def _key(source: Checkpoint, recipe: QuantRecipe, calibration: CalibrationSource) -> dict[str, Any]:
@@ -99,8 +121,11 @@ def _key(source: Checkpoint, recipe: QuantRecipe, calibration: CalibrationSource
     files = sorted({stored.file for stored in source.stored().values()})
     layers = msgspec.structs.replace(recipe, gate=Gate())  # budgets change nothing of the layers
     return {
-        "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "source": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "config": source.raw_config(),
         "recipe": msgspec.to_builtins(layers),
+        "measured": recipe.needs_data() or not recipe.gate.is_open(),
+        "version": paddle_ds.__version__,
         "calibration": calibration.key(),
     }
 
@@ -116,8 +141,6 @@ class _Job:
         evaluation: EvalConfig,
         work: WorkDirectory,
         progress: Progress,
-        *,
-        has_recipes_gate: bool,
     ) -> None:
         self._source = source
         self._recipe = recipe
@@ -125,17 +148,21 @@ class _Job:
         self._evaluation = evaluation
         self._work = work
         self._progress = progress
-        self._has_recipes_gate = has_recipes_gate
+        self._trained_from: QuantizedCheckpoint | None = None
 
-    def run(self, destination: Path) -> Passport:
-        """Quantise, measure, repair, write."""
+    def run(self, destination: Path, *, tasks_are_optional: bool) -> Passport:
+        """Quantise, measure, repair, write.
+
+        Raises:
+            QualityGateError: see :func:`hold`; also where what was written measures otherwise than what was to be.
+        """
         from paddle_ds_slim.passport.measure import Reference, compare
 
         ids, record = self._calibration_ids()
         result = self._layers(ids)
         reference = Reference.measure(self._source, self._evaluation, self._work.path / "reference", self._progress)
         gate = self._recipe.gate
-        if gate.max_task_drop is not None and self._has_recipes_gate and not reference.scores.data.tasks:
+        if gate.max_task_drop is not None and tasks_are_optional and not reference.scores.data.tasks:
             logger.info("gate.without_tasks", extra=fields(because="the model answers no questions here; no task was named"))
             gate = msgspec.structs.replace(gate, max_task_drop=None)
 
@@ -154,6 +181,7 @@ class _Job:
                     layer_outputs=result.output_errors(),
                     progress=self._progress,
                 )
+            require(passport.gate, str(destination))
             passport = dataclasses.replace(
                 passport,
                 quantized=dataclasses.replace(passport.quantized, name=destination.name),
@@ -166,14 +194,19 @@ class _Job:
 
     def _quantization(self, calibration: dict[str, Any] | None, result: QuantizedCheckpoint) -> dict[str, Any]:
         """How the checkpoint was made, for the passport."""
-        records = {index: result.record(index) for index in range(result.config.num_layers)}
-        fold_errors = [record.fold_error for record in records.values() if record.fold_error is not None]
+        # a trained model was folded in the pass before training
+        passes = [self._trained_from, result] if self._trained_from is not None else [result]
+        records = [(index, one.record(index)) for one in passes for index in range(one.config.num_layers)]
+        fold_errors = [record.fold_error for _, record in records if record.fold_error is not None]
+        choices: dict[str, dict[str, Any]] = {}
+        for index, record in records:
+            choices.setdefault(f"model.layers.{index}", {}).update(record.choices)
         wanted = self._recipe.weights.group_size
         return {
             "recipe": msgspec.to_builtins(self._recipe),
             "calibration": calibration,
             "fold_error": max(fold_errors, default=None),
-            "choices": {f"model.layers.{index}": dict(record.choices) for index, record in records.items()},
+            "choices": choices,
             "group_sizes": {name: size for name, size in result.group_sizes().items() if size != wanted},
         }
 
@@ -190,6 +223,7 @@ class _Job:
         result = quantize_layers(self._source, self._recipe, self._work, ids, self._progress)
         if training is None:
             return result
+        self._trained_from = result
         tuned = TunedCheckpoint(result.float_view(), self._train(result, training, ids))
         rounding = msgspec.structs.replace(self._recipe, steps=self._recipe.steps[-1:])
         return quantize_layers(tuned, rounding, WorkDirectory.open(self._work.path / "tuned", {}), ids, self._progress)
@@ -213,8 +247,7 @@ class _Job:
 def _trained_scheme(result: QuantizedCheckpoint) -> Callable[[str], Literal["dense", "w8a16", "w8a8"]]:
     def scheme(name: str) -> Literal["dense", "w8a16", "w8a8"]:
         found = result.scheme_of(name)
-        if found == "w4a16":
-            raise RecipeError(f"qat trains for 8 bits; layer '{name}' has 4")
+        assert found != "w4a16", "checked before any work"
         return found
 
     return scheme

@@ -82,6 +82,7 @@ def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
     from paddle_ds_slim.passport import EvalConfig
     from paddle_ds_slim.passport.table import print_passport
     from paddle_ds_slim.quantize import quantize as run
+    from paddle_ds_slim.quantize import work_path
 
     recipe = load_recipe(options["recipe"])
     evaluation = EvalConfig(
@@ -91,17 +92,25 @@ def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
         seed=options["seed"],
     )
     calibration = CalibrationSource(options["calib"], options["calib_self_generate"], options["seed"])
-    with StageBar() as bar:
-        done = run(
-            src,
-            out,
-            recipe,
-            calibration=calibration,
-            evaluation=evaluation,
-            gate=_gate(recipe, options),
-            work_dir=options["work_dir"],
-            progress=bar,
+    try:
+        with StageBar() as bar:
+            done = run(
+                src,
+                out,
+                recipe,
+                calibration=calibration,
+                evaluation=evaluation,
+                gate=_gate(recipe, options),
+                tasks_are_optional=options["max_task_drop"] is None,
+                work_dir=options["work_dir"],
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        click.echo(
+            f"\ninterrupted; what is finished is in {work_path(out, options['work_dir'])}: the same command goes on from there",
+            err=True,
         )
+        raise SystemExit(130) from None
     if as_json:
         click.echo(json.dumps(done.passport.to_dict(), ensure_ascii=False, indent=2))
     else:
@@ -123,6 +132,4 @@ def _gate(recipe: QuantRecipe, options: dict[str, Any]) -> Gate | None:
         if given:
             raise ConfigError(f"--no-gate and --{next(iter(given)).replace('_', '-')} contradict each other")
         return Gate()
-    if options["max_task_drop"] is None and not options["tasks"]:
-        given = {"max_task_drop": None, **given} if given else {}  # the recipe's own budget asks for no task by itself
     return msgspec.structs.replace(recipe.gate, **given) if given else None

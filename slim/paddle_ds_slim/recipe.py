@@ -173,15 +173,20 @@ class QuantRecipe(_Record, frozen=True):
                 if not any(_meets(name, pattern) for name in names):
                     layers = f"{names[0]}, {names[1]} … {names[-1]}"
                     raise RecipeError(f"recipe {self.name}: pattern '{pattern}' meets no linear layer; they are {layers}")
-        schemes = {name: self._scheme(name) for name in names}
+        deciding = {name: self._rule(name) for name in names}
+        for rule in self.layers:
+            if rule not in deciding.values():
+                patterns = ", ".join(rule.match)
+                raise RecipeError(f"recipe {self.name}: rule '{patterns}' decides nothing; rules before it take all its layers")
+        schemes = {name: rule.scheme for name, rule in deciding.items()}
         if model.tie_word_embeddings:
             schemes["lm_head"] = "dense"
         return schemes
 
-    def _scheme(self, name: str) -> Scheme:
+    def _rule(self, name: str) -> Rule:
         for rule in self.layers:
             if any(_meets(name, pattern) for pattern in rule.match):
-                return rule.scheme
+                return rule
         raise RecipeError(f"recipe {self.name}: no rule for layer '{name}'; add one with scheme dense to leave it alone")
 
 
@@ -250,6 +255,11 @@ def _check(recipe: QuantRecipe) -> None:
     rounding = [kind for kind in kinds if kind in (Nearest, Gptq)]
     if len(rounding) != 1 or kinds[-1] is not rounding[0]:
         raise RecipeError(f"{where}: steps must end with one of nearest and gptq, and have no other of them")
+    order = [0 if kind in (Smooth, Shift, Awq) else 1 for kind in kinds]
+    if order != sorted(order):
+        raise RecipeError(f"{where}: smooth, shift and awq change weights, so they must stand before all other steps")
+    if Qat in kinds and Clip in kinds:
+        raise RecipeError(f"{where}: qat changes the weights that clip chose ranges for; leave one of them out")
     if kinds.count(Qat) > 1 or (Qat in kinds and kinds[-2] is not Qat):
         raise RecipeError(f"{where}: qat must be the step before the last")
     for rule in recipe.layers:
@@ -258,6 +268,15 @@ def _check(recipe: QuantRecipe) -> None:
     size = recipe.weights.group_size
     if size is not None and size < 2:
         raise RecipeError(f"{where}: weights.group_size is {size}; expected at least 2, or null for one scale an output channel")
+    schemes = {rule.scheme for rule in recipe.layers}
+    if size is not None and "w4a16" not in schemes:
+        raise RecipeError(f"{where}: weights.group_size is {size}, but only w4a16 has groups, and no rule has it")
+    if recipe.weights.observer != "absmax" and "w4a16" in schemes:
+        raise RecipeError(f"{where}: weights.observer {recipe.weights.observer} is for 8 bits; for w4a16 there is the step clip")
+    if recipe.kv_cache is not None and recipe.kv_cache.scales == "dynamic" and recipe.kv_cache.observer != "absmax":
+        raise RecipeError(f"{where}: kv_cache.observer is for static scales; dynamic ones are each token's largest magnitude")
+    if not 0 < recipe.gate.max_kept_share <= 1:
+        raise RecipeError(f"{where}: gate.max_kept_share is {recipe.gate.max_kept_share}; expected a number above 0 and up to 1")
     for name, value in _numbers(recipe):
         if not 0 < value < sys.maxsize:
             raise RecipeError(f"{where}: {name} is {value}; expected a number above 0")

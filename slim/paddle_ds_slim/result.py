@@ -22,6 +22,7 @@ from paddle_ds.checkpoints.base import (
 from paddle_ds.checkpoints.dtypes import NUMPY_DTYPES, Array, Float32Array, narrow
 from paddle_ds.checkpoints.hf_config import hf_config
 from paddle_ds.checkpoints.layout import HEAD
+from paddle_ds.checkpoints.rounding import quantize_dense
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Scheme
 from paddle_ds.config.tensors import Role, TensorSpec, model_specs
@@ -117,7 +118,7 @@ class QuantizedCheckpoint(Checkpoint):
     def read(self, spec: TensorSpec) -> Weight:
         if not spec.name.startswith("model.layers."):
             weight = self._source.read(spec)
-            return self._rounded_head(weight) if spec.role is Role.HEAD else weight
+            return self._rounded_head(spec, weight) if spec.role is Role.HEAD else weight
         index, name = _split(spec.name)
         if spec.role is not Role.LINEAR:
             return DenseTensor(self._work.load_some(_layer_file(index), [f"tensor.{name}"])[f"tensor.{name}"], "float32")
@@ -172,10 +173,14 @@ class QuantizedCheckpoint(Checkpoint):
     def close(self) -> None:
         """The source is its opener's to close."""
 
-    def _rounded_head(self, weight: Weight) -> Weight:
+    def _rounded_head(self, spec: TensorSpec, weight: Weight) -> Weight:
         form = dataclasses.replace(self._formats["lm_head"], scheme=self.scheme_of("lm_head"))
         if form.scheme == "dense":
-            return weight if isinstance(weight, DenseTensor) else DenseTensor(weight.to_float32(), "float32")
+            dtype = self._dense_dtype(spec)
+            is_it = isinstance(weight, DenseTensor) and weight.dtype == dtype
+            return weight if is_it else DenseTensor(narrow(weight.to_float32(), dtype), dtype)
+        if isinstance(weight, DenseTensor) and form.bits == 8:
+            return quantize_dense(weight)  # a head in float32 is as large as several layers
         return rounded(weight.to_float32(), form if form.bits == 4 else Format(form.scheme))
 
     def _from_source(self, spec: TensorSpec) -> Weight:

@@ -11,6 +11,7 @@ Each file is written beside its name and renamed, so that it is whole or absent.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -38,16 +39,19 @@ class WorkDirectory:
 
     @classmethod
     def open(cls, path: Path, key: Mapping[str, Any]) -> WorkDirectory:
-        """Take up the directory, emptied first where it belongs to something else.
+        """Take up the directory. Work of something else in it is removed; anything that is no work of ours is not.
 
         Raises:
-            QuantizationError: it cannot be written.
+            QuantizationError: it cannot be written, or holds other things.
         """
         work = cls(path)
         wanted = json.dumps(key, sort_keys=True, default=str)
-        if path.exists() and work._key() != wanted:
+        if path.exists() and work._key() is None and (not path.is_dir() or any(path.iterdir())):
+            raise QuantizationError(f"{path}: there is something else; expected unfinished work, or nothing")
+        if path.exists() and work._key() not in (None, wanted):
             logger.warning("quantize.restart", extra=fields(directory=str(path), because="of another source, recipe or text"))
-            shutil.rmtree(path)
+            with work._writing():
+                shutil.rmtree(path)
         with work._writing():
             path.mkdir(parents=True, exist_ok=True)
             (path / "key.json").write_text(wanted, encoding="utf-8")
@@ -58,6 +62,28 @@ class WorkDirectory:
             return (self.path / "key.json").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this is open, no other run may use the directory.
+
+        Raises:
+            QuantizationError: another one does.
+        """
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        with self._writing():
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise QuantizationError(f"{self.path}: another run is at work there; wait for it, or name another OUT") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            file.close()
 
     def num_finished(self) -> int | None:
         """Layers that are finished; ``None`` before the first stream is there."""
@@ -110,8 +136,11 @@ class WorkDirectory:
         partial = target.with_suffix(".partial")
         with self._writing():
             contiguous = {key: np.ascontiguousarray(values) for key, values in tensors.items()}
-            save_file(contiguous, partial, {"record": json.dumps(record)})
-            os.replace(partial, target)
+            try:
+                save_file(contiguous, partial, {"record": json.dumps(record)})
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _load(self, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
         with self._reading(name) as file:

@@ -61,16 +61,31 @@ def test_nearest_rounding_is_repaired_layer_by_layer(planted: Path, tmp_path: Pa
     assert errors == sorted(errors, reverse=True), "the worst layer goes first"
     with open_checkpoint(tmp_path / "out") as written:
         schemes = written.schemes()
-    for step in steps:
-        assert schemes.get(step["layer"], "dense") != "w8a8"
-    untouched = set(schemes) - {step["layer"] for step in steps}
-    assert {schemes[name] for name in untouched} == {"w8a8"}
+    moved = {name for step in steps for name in (step["layer"], *step["beside"])}
+    assert all(schemes.get(name, "dense") != "w8a8" for name in moved)
+    assert {schemes[name] for name in set(schemes) - moved} == {"w8a8"}
+    for index in range(4):  # other engines hold q, k and v as one layer
+        assert len({schemes.get(f"model.layers.{index}.self_attn.{name}_proj") for name in "qkv"}) == 1
 
 
 def test_a_budget_that_nothing_was_measured_for_is_no_pass(tmp_path: Path) -> None:
     with pytest.raises(QualityGateError, match=r"was not measured; max_task_drop allows 0.1; name a text or a task"):
         run(EMBEDDED_MODEL, tmp_path / "out", "w8a8-rtn", Gate(max_task_drop=0.1))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_would_be_left_without_a_quantised_layer_is_refused(planted: Path, tmp_path: Path) -> None:
+    """Written without integers, it would be rounded when it is loaded, unseen by the gate."""
+    with pytest.raises(QualityGateError, match="no layer would be left quantised|none is left"):
+        run(planted, tmp_path / "out", "w8a8-rtn", Gate(max_kl=1e-12, max_kept_share=1.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipes_task_budget_falls_away_for_a_model_without_questions(tmp_path: Path) -> None:
+    gate = Gate(max_kl=1.0, max_task_drop=0.1)
+    wanted = msgspec.structs.replace(load_recipe("w8a8-rtn"), gate=gate)
+    done = quantize(EMBEDDED_MODEL, tmp_path / "out", wanted, calibration=CalibrationSource(self_generate=32), evaluation=QUICK)
+    assert set(done.passport.gate.budgets) == {"max_kl"}
 
 
 def test_an_open_gate_lets_everything_through(planted: Path, tmp_path: Path) -> None:

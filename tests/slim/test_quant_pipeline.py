@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from planted import plant_outliers
@@ -26,7 +27,7 @@ from paddle_ds.runtime.sampler import Sampler
 from paddle_ds_slim import work_directory
 from paddle_ds_slim.pipeline import formats_for, quantize_layers
 from paddle_ds_slim.progress import silent
-from paddle_ds_slim.recipe import QuantRecipe, load_recipe
+from paddle_ds_slim.recipe import QuantRecipe, Weights, load_recipe
 from paddle_ds_slim.result import QuantizedCheckpoint
 from paddle_ds_slim.work_directory import WorkDirectory
 
@@ -111,6 +112,48 @@ def test_work_of_another_recipe_is_not_gone_on_with(source: Path, tmp_path: Path
     assert WorkDirectory.open(tmp_path / "work", {"recipe": "one"}).has("layer-00000")
     assert not WorkDirectory.open(tmp_path / "work", {"recipe": "two"}).has("layer-00000")
     assert "quantize.restart" in caplog.text
+
+
+def test_what_is_no_work_of_ours_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("precious")
+    with pytest.raises(QuantizationError, match="there is something else"):
+        WorkDirectory.open(tmp_path / "photos", {})
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    with WorkDirectory(tmp_path / "work").locked():
+        with pytest.raises(QuantizationError, match="another run is at work there"), WorkDirectory(tmp_path / "work").locked():
+            raise AssertionError
+    with WorkDirectory(tmp_path / "work").locked():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_observer_looks_at_weights_as_they_are_rounded(tmp_path: Path) -> None:
+    """After folding: scales of the weights before it would be off by the factors that were folded."""
+    config = makers.config_json(makers.LLAMA)
+    plain = makers.write_hf(tmp_path / "plain", config, makers.random_tensors(config))
+    recipe = load_recipe("w8a8-smooth")
+    observed = msgspec.structs.replace(recipe, weights=Weights(observer="mse"))
+    with open_checkpoint(plant_outliers(plain, tmp_path / "planted")) as float_model:
+        largest = run(float_model, recipe, tmp_path / "absmax").output_errors()
+        searched = run(float_model, observed, tmp_path / "mse").output_errors()
+    assert max(searched.values()) < 1.5 * max(largest.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_head_left_dense_is_written_in_a_type_that_holds_it(tmp_path: Path, dtype: str) -> None:
+    config = makers.config_json(makers.LLAMA)
+    source = makers.write_hf(tmp_path / "source", config, makers.random_tensors(config), dtype)
+    with open_checkpoint(source) as float_model:
+        result = run(float_model, load_recipe("w8a8-rtn"), tmp_path / "work")
+        result.overrides["lm_head"] = "dense"
+        write_native(result, tmp_path / "out")
+        with open_checkpoint(tmp_path / "out") as written:
+            assert (everything(written)["lm_head.weight"] == everything(float_model)["lm_head.weight"]).all()
+        write_native(result.float_view(), tmp_path / "view")
 
 
 def test_a_full_disk_is_said_and_finished_layers_stay(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ WRONG = {
     "expression": ("layers: [{match: ['re:('], scheme: w8a8}]\nsteps: [{step: nearest}]\n", "not a regular expression"),
     "group of one": (RULES + "steps: [{step: nearest}]\nweights: {group_size: 1}\n", "group_size is 1"),
     "no tokens": (RULES + "steps: [{step: nearest}]\ncalibration: {sequence_tokens: 0}\n", "sequence_tokens is 0"),
+    "smooth after clip": (RULES + "steps: [{step: clip}, {step: smooth}, {step: nearest}]\n", "must stand before all other"),
+    "clip before qat": (RULES + "steps: [{step: clip}, {step: qat}, {step: nearest}]\n", "leave one of them out"),
+    "groups of 8 bits": (RULES + "steps: [{step: nearest}]\nweights: {group_size: 64}\n", "only w4a16 has groups"),
+    "observer of dynamic scales": (RULES + "steps: [{step: nearest}]\nkv_cache: {observer: kl}\n", "is for static scales"),
+    "kept share": (RULES + "steps: [{step: nearest}]\ngate: {max_kept_share: 5}\n", "max_kept_share is 5"),
     "not YAML": (RULES + "steps: [{\n", "cannot be read as YAML"),
     "a list": ("", "missing required field"),
 }
@@ -94,6 +99,12 @@ def test_a_wrong_recipe_is_refused_with_its_place(tmp_path: Path, text: str, mes
 def test_a_pattern_that_meets_nothing_is_an_error(tmp_path: Path) -> None:
     text = "layers: [{match: ['model.layers.9.*'], scheme: w8a16}, {match: ['*'], scheme: w8a8}]\nsteps: [{step: nearest}]\n"
     with pytest.raises(RecipeError, match=r"'model.layers.9.\*' meets no linear layer; they are model.layers.0.self_attn.q_proj"):
+        load_recipe(written(tmp_path / "own.yaml", text)).schemes(MODEL)
+
+
+def test_a_rule_that_others_leave_nothing_to_is_an_error(tmp_path: Path) -> None:
+    text = "layers: [{match: ['*'], scheme: w8a8}, {match: ['*.down_proj'], scheme: dense}]\nsteps: [{step: nearest}]\n"
+    with pytest.raises(RecipeError, match=r"rule '\*.down_proj' decides nothing"):
         load_recipe(written(tmp_path / "own.yaml", text)).schemes(MODEL)
 
 

@@ -93,6 +93,14 @@ def test_bad_calibration_data_end_in_a_clear_error_and_no_output(tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_beside_the_recipes_does_not_replace_them(tmp_path: Path, task: list[str]) -> None:
+    fast = [option for option in FAST if option != "--no-gate"]
+    result = quantize(EMBEDDED_MODEL, tmp_path / "out", "--recipe", "w8a16-rtn", "--max-kl", "5", *fast, *task)
+    assert result.exit_code == 0, result.exception
+    budgets = json.loads((tmp_path / "out" / "passport.json").read_text())["gate"]["budgets"]
+    assert budgets == {"max_kl": 5, "max_ppl_increase": 0.02, "max_task_drop": 0.1}
+
+
 def test_a_wrong_recipe_or_budget_is_refused_before_any_work(tmp_path: Path) -> None:
     assert fail(EMBEDDED_MODEL, tmp_path / "out", "--recipe", "w1a1")[0] == "recipe_error"
     assert fail(EMBEDDED_MODEL, tmp_path / "out", "--max-kl", "-1")[0] == "config_error"
@@ -130,10 +138,11 @@ def test_ctrl_c_leaves_no_checkpoint_and_the_next_run_goes_on(tmp_path: Path, ta
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said.decode()
     assert b"Traceback" not in said
+    assert b"interrupted; what is finished is in" in said
     assert not out.exists()
     kept = {path: path.stat().st_mtime_ns for path in work.glob("layer-*.safetensors")}
     assert kept
-    result = quantize(*arguments[1:], "--work-dir", work)
+    result = quantize(*arguments[1:])
     assert result.exit_code == 0, result.exception
     with open_checkpoint(out) as written:
         assert len(written.schemes()) == 29
