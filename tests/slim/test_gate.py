@@ -76,7 +76,7 @@ def test_a_budget_that_nothing_was_measured_for_is_no_pass(tmp_path: Path) -> No
 
 def test_a_model_that_would_be_left_without_a_quantised_layer_is_refused(planted: Path, tmp_path: Path) -> None:
     """Written without integers, it would be rounded when it is loaded, unseen by the gate."""
-    with pytest.raises(QualityGateError, match="no layer would be left quantised|none is left"):
+    with pytest.raises(QualityGateError, match=r"no layer would be left quantised|none is left"):
         run(planted, tmp_path / "out", "w8a8-rtn", Gate(max_kl=1e-12, max_kept_share=1.0))
     assert not (tmp_path / "out").exists()
 

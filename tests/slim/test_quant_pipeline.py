@@ -123,9 +123,9 @@ def test_what_is_no_work_of_ours_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
-    with WorkDirectory(tmp_path / "work").locked():
-        with pytest.raises(QuantizationError, match="another run is at work there"), WorkDirectory(tmp_path / "work").locked():
-            raise AssertionError
+    one, other = WorkDirectory(tmp_path / "work"), WorkDirectory(tmp_path / "work")
+    with one.locked(), pytest.raises(QuantizationError, match="another run is at work there"), other.locked():
+        raise AssertionError
     with WorkDirectory(tmp_path / "work").locked():
         pass
     assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ WRONG = {
     "alpha above 1": (RULES + "steps: [{step: smooth, alphas: [1.5]}, {step: nearest}]\n", "numbers from 0 to 1"),
     "no rounding": (RULES + "steps: [{step: smooth}]\n", "must end with one of nearest and gptq"),
     "two roundings": (RULES + "steps: [{step: nearest}, {step: gptq}]\n", "must end with one of nearest and gptq"),
-    "qat first": (RULES + "steps: [{step: qat}, {step: smooth}, {step: nearest}]\n", "qat must be the step before the last"),
+    "qat first": (RULES + "steps: [{step: qat}, {step: qat}, {step: nearest}]\n", "qat must be the step before the last"),
     "no steps": (RULES, "missing required field `steps`"),
     "scheme": ("layers: [{match: ['*'], scheme: w2a2}]\nsteps: [{step: nearest}]\n", "w2a2"),
     "expression": ("layers: [{match: ['re:('], scheme: w8a8}]\nsteps: [{step: nearest}]\n", "not a regular expression"),

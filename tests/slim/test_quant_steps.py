@@ -80,6 +80,25 @@ def test_smoothing_takes_most_of_an_outliers_error_away() -> None:
     assert 0.3 <= smoothed.choices["norm-mlp"]["alpha"] <= 0.8
 
 
+def test_paddleslims_search_is_one_more_candidate() -> None:
+    layer, plain = state(Format("w8a8")), state(Format("w8a8"))
+    apply(Smooth(alphas=(0.0,), piecewise=1), layer)
+    apply(Nearest(), layer)
+    apply(Nearest(), plain)
+    found = [choice for choice in layer.choices.values() if "piecewise" in choice]
+    assert found, "its factors beat alpha 0 for no pair"
+    assert all(choice["error"] < choice["error_before"] for choice in found)
+    assert error(layer, "mlp.gate_proj", layer.rounded["mlp.gate_proj"]) < error(
+        plain, "mlp.gate_proj", plain.rounded["mlp.gate_proj"]
+    )
+
+
+def test_a_gain_that_is_too_small_folds_nothing() -> None:
+    layer = state(Format("w8a8"))
+    apply(Smooth(min_gain=0.9999), layer)
+    assert layer.folds == []
+
+
 def test_smoothing_that_gains_nothing_is_left_out() -> None:
     layer = state(Format("w8a8"))
     for name in SIZES:

@@ -21,7 +21,8 @@ from paddle_ds.engine.assets import EMBEDDED_MODEL
 from paddle_ds.engine.build import load
 from paddle_ds_slim.recipe import recipe_names
 
-BASE_RECIPES = [name for name in recipe_names() if not name.startswith("kv8")]
+#: PaddleSlim's search takes a minute on this model; test_quant_steps.py runs it on a small layer
+BASE_RECIPES = [name for name in recipe_names() if not name.startswith("kv8") and name != "w8a8-smooth-piecewise"]
 #: small, so that a run takes seconds
 FAST = ["--calib-self-generate", "32", "--eval-tokens", "200", "--no-gate"]
 
@@ -89,7 +90,7 @@ def test_bad_calibration_data_end_in_a_clear_error_and_no_output(tmp_path: Path,
     code, sentence = fail(EMBEDDED_MODEL, tmp_path / "out", "--calib", file)
     assert code == "calibration_error"
     assert message in sentence
-    assert str(file) in sentence
+    assert file.name in sentence
     assert not (tmp_path / "out").exists()
 
 
