@@ -123,7 +123,7 @@ def run_paddleslim(model: Path, texts: dict[str, Path] | None, scratch: Path) ->
         else:
             window = EvalConfig(texts=texts)
             found = texts_of(Tokenizer.from_dir(checkpoint.directory), window, checkpoint.config.max_position_embeddings)
-            pieces = [np.asarray(piece, np.int64) for text in found.values() for piece in text.pieces]
+            pieces = [np.asarray(piece.ids, np.int64) for text in found.values() for piece in text.pieces]
         rows = paddleslim_table(checkpoint, ids, lambda network: {"loss": mean_loss(network, pieces)})
         return [dataclasses.asdict(row) for row in rows]
 
