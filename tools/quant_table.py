@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "quantization.md"
 OVERLAYS = ("w8a8-smooth+kv8-dynamic", "w8a8-smooth+kv8-static")
 #: so many sequences of the model's own for PaddleSlim's methods
-NUM_SEQUENCES = 64
+NUM_SEQUENCES = 16
 
 
 def main() -> None:
