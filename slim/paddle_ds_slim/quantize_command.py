@@ -70,7 +70,7 @@ def named_files(values: tuple[str, ...], option: str) -> dict[str, Path] | None:
 @click.option("--max-task-drop", type=float, help="Budget: drop of a task's share of right answers, 0.01 is one point.")
 @click.option("--max-kept-share", type=float, help="Share of weights that repairs may keep in higher precision.")
 @click.option("--no-gate", is_flag=True, help="Measure, and accept whatever comes out.")
-@click.option("--work-dir", type=click.Path(path_type=Path), help="Where the directory of unfinished work lies. Default: where OUT will be.")
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Where unfinished work is kept. Default: where OUT will be.")
 @click.option("--json", "as_json", is_flag=True, help="Print the passport.")
 def quantize(src: str, out: Path, as_json: bool, **options: Any) -> None:
     """Quantise the checkpoint SRC into the new directory OUT.
