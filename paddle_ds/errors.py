@@ -160,6 +160,34 @@ class DeviceError(PaddleDSError):
     code = "device_error"
 
 
+class DeviceNotFound(DeviceError):
+    """Nothing of that type or index is here; the message says what is missing and what is there."""
+
+    code = "device_not_found"
+
+
+class DeviceOutOfMemory(DeviceError):
+    """An allocation on the device failed."""
+
+    code = "device_out_of_memory"
+    http_status = 503
+    type = "unavailable_error"
+
+
+class DeviceLost(DeviceError):
+    """The device has failed for good; the process that used it must end."""
+
+    code = "device_lost"
+    http_status = 503
+    type = "unavailable_error"
+
+
+class DeviceTimeout(DeviceLost):
+    """The device did not finish in time; what runs on it cannot be stopped from here."""
+
+    code = "device_timeout"
+
+
 class KernelError(PaddleDSError):
     code = "kernel_error"
 

@@ -97,6 +97,7 @@ TABLE: tuple[Variable, ...] = (
     Variable(
         "max_isa", _choice("avx512", "avx2", "baseline"), "avx512", "best instruction set our own loops may use (for tests)"
     ),
+    Variable("device_profiles", _nonempty, None, "directory with profiles of chips beside those that come with the project"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
 
@@ -116,6 +117,7 @@ class Settings:
     engine_socket: str | None
     operators: str | None
     max_isa: str
+    device_profiles: str | None
     strict: bool
 
 

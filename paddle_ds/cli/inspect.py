@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from paddle_ds.checkpoints.base import Checkpoint
 from paddle_ds.cli.options import engine_config, engine_options
 from paddle_ds.config.engine import EngineConfig
 from paddle_ds.config.recipe import Recipe
+from paddle_ds.devices import environment
+from paddle_ds.devices.base import MemoryStats
 from paddle_ds.devices.cpu import CpuDevice
 from paddle_ds.engine.assets import recipe_for, resolve_model
 from paddle_ds.errors import PaddleDSError
@@ -66,11 +69,23 @@ def _report(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dict
 
 def _memory(checkpoint: Checkpoint, config: EngineConfig, recipe: Recipe) -> dict[str, Any]:
     try:
-        memory, kv_scheme = CpuDevice().memory_stats(), checkpoint.kv_cache()
-        plan: MemoryPlan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, memory, kv_scheme)
+        inputs = (checkpoint.config, recipe, checkpoint.stored(), config, _available(config), checkpoint.kv_cache())
+        plan: MemoryPlan = make_plan(*inputs) if config.device == "cpu" else make_plan(*inputs, base_bytes=0)
     except PaddleDSError as error:
         return {"fits": False, "error": error.message}
     return {"fits": True, "total_bytes": plan.total_bytes, "kv_tokens": plan.kv_tokens, **dataclasses.asdict(plan)}
+
+
+def _available(config: EngineConfig) -> MemoryStats:
+    """Of the device that is asked for. Only one that is not the CPU needs Paddle to be found."""
+    if config.device == "cpu":
+        return CpuDevice().memory_stats()
+    current = settings.load()
+    environment.prepare(config.num_threads, config.device, current.device_profiles)
+    environment.import_paddle()
+    from paddle_ds.devices.discovery import open_device
+
+    return open_device(config.device, Path(current.device_profiles) if current.device_profiles else None).memory_stats()
 
 
 def _print(report: dict[str, Any]) -> None:

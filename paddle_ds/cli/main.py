@@ -10,7 +10,7 @@ from importlib import metadata
 import click
 
 from paddle_ds import __version__
-from paddle_ds.errors import PaddleDSError
+from paddle_ds.errors import DeviceLost, PaddleDSError
 
 #: name -> module and attribute; imported only when the command is used
 _COMMANDS = {
@@ -63,6 +63,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except PaddleDSError as error:
         click.echo(f"error ({error.code}): {error.message}", err=True)
+        if isinstance(error, DeviceLost):  # Python's own way out would wait for a device that does not answer
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,7 +23,7 @@ _ENGINE_OPTIONS = (
         type=click.Choice(typing.get_args(Quant)),
         help="auto: as stored, and w8a8 for a checkpoint that is not quantised.  [default: auto]",
     ),
-    click.option("--device", help="Where to run: cpu.  [default: cpu]"),
+    click.option("--device", help="Where to run: cpu, or a type and an index such as npu:0.  [default: cpu]"),
     click.option("--max-context-tokens", type=click.IntRange(1), help="Longest prompt plus answer. Default: the model's own."),
     click.option("--kv-tokens", type=click.IntRange(1), help="Tokens the KV cache holds. Default: from the memory plan."),
     click.option(

@@ -66,6 +66,8 @@ class EngineConfig:
     max_context_tokens: int | None = None
     #: kernel threads; ``None``: the cores this process may use
     num_threads: int | None = None
+    #: seconds after which a step on a device other than the CPU has failed: the engine is started again
+    step_timeout_s: int = 120
     #: turn silent fallbacks into errors
     strict: bool = False
     cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
@@ -107,6 +109,7 @@ def _numbers(config: EngineConfig) -> list[tuple[str, int | None]]:
     return [
         ("max_context_tokens", config.max_context_tokens),
         ("num_threads", config.num_threads),
+        ("step_timeout_s", config.step_timeout_s),
         ("cache.block_tokens", config.cache.block_tokens),
         ("cache.max_tokens", config.cache.max_tokens),
         ("cache.max_bytes", config.cache.max_bytes),

@@ -14,6 +14,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from paddle_ds.devices.profile import profile_of
+
 logger = logging.getLogger(__name__)
 
 #: variable -> values that cap nothing. oneDNN reads its variable under an older name, too
@@ -47,9 +49,18 @@ def cpu_vendor() -> str:
     return ""
 
 
-def variables(num_threads: int | None = None) -> dict[str, str]:
-    """What to set for a process that will load Paddle, leaving alone what the user set."""
+def variables(num_threads: int | None = None, device: str = "cpu", profile_directory: str | None = None) -> dict[str, str]:
+    """What to set for a process that will load Paddle, leaving alone what the user set.
+
+    Args:
+        device: where the model will run; the profile of its chip may ask for variables of its own.
+        profile_directory: of profiles beside those that come with the project.
+    """
     wanted = {"OMP_NUM_THREADS": str(num_threads or usable_cores())}
+    if device != "cpu":
+        known = profile_of(device.partition(":")[0], extra=Path(profile_directory) if profile_directory else None)
+        wanted |= known.environment() if known else {}
+        wanted["GLOG_minloglevel"] = "1"  # the loader's messages on plug-ins read like errors
     if cpu_vendor() in ("AuthenticAMD", "HygonGenuine"):
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     if num_threads is not None:
@@ -63,11 +74,11 @@ def isa_caps() -> dict[str, str]:
     return {name: value for name, value in set_here.items() if value.lower() not in _ISA_CAPS[name]}
 
 
-def prepare(num_threads: int | None = None) -> bool:
+def prepare(num_threads: int | None = None, device: str = "cpu", profile_directory: str | None = None) -> bool:
     """Set :func:`variables` here. Returns false where Paddle was loaded before, so that they come too late."""
     if "paddle" in sys.modules:
         return False
-    os.environ.update(variables(num_threads))
+    os.environ.update(variables(num_threads, device, profile_directory))
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,18 @@ from paddle_ds.checkpoints.base import Checkpoint, KvScheme
 from paddle_ds.config.engine import EngineConfig
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Recipe
-from paddle_ds.devices.base import Device
+from paddle_ds.devices.base import Device, MemoryStats
 from paddle_ds.devices.discovery import open_device
 from paddle_ds.devices.environment import isa_caps
+from paddle_ds.devices.failures import translating
 from paddle_ds.engine.assets import recipe_for, resolve_model
 from paddle_ds.engine.core import Engine, Limits
-from paddle_ds.errors import ConfigError, ConfigMismatchError
+from paddle_ds.errors import ConfigError, ConfigMismatchError, UnsupportedError
 from paddle_ds.kernels.products import Compiled, ProductCount
 from paddle_ds.kernels.registry import NATIVE, REFERENCE, Kernels, choose
 from paddle_ds.logs import fields
 from paddle_ds.models import Decoder
+from paddle_ds.runtime.fitting import fitting_runner
 from paddle_ds.runtime.loader import load_decoder
 from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
 from paddle_ds.runtime.model_runner import ModelRunner
@@ -41,6 +44,7 @@ class LoadedModel:
 
     engine: Engine
     runner: ModelRunner
+    device: Device
     tokenizer: Tokenizer
     model: ModelConfig
     directory: Path
@@ -68,7 +72,7 @@ def load(
         PaddleDSError: the checkpoint, the device or the memory does not allow it; nothing is half loaded.
     """
     started = time.monotonic()
-    machine = _Machine.of(config)
+    machine = _Machine.of(config, settings)
     with open_checkpoint(resolve_model(config), settings) as checkpoint:
         weights = _read(checkpoint, config, machine, progress)
     return _assemble(weights, config, machine, started)
@@ -99,10 +103,12 @@ class _Machine:
     products: ProductCount
 
     @classmethod
-    def of(cls, config: EngineConfig) -> _Machine:
-        device = open_device(config.device)
+    def of(cls, config: EngineConfig, settings: Settings | None = None) -> _Machine:
+        extra_profiles = Path(settings.device_profiles) if settings and settings.device_profiles else None
+        device = open_device(config.device, extra_profiles)
         device.activate()
-        kernels = choose(device, strict=config.strict)
+        on_cpu = device.type == "cpu"
+        kernels = choose(device, strict=config.strict and on_cpu)  # elsewhere it is known only with the model what is used
         _check_block_tokens(config, kernels)
         compiled = Compiled.here() if NATIVE in kernels.chosen.values() else None
         best = compiled.best_product if compiled else REFERENCE
@@ -127,22 +133,25 @@ def _read(checkpoint: Checkpoint, config: EngineConfig, machine: _Machine, progr
     _check_vocabulary(tokenizer, checkpoint)
     recipe = recipe_for(checkpoint, config)
     kv_scheme = checkpoint.kv_cache()
-    plan = make_plan(checkpoint.config, recipe, checkpoint.stored(), config, machine.device.memory_stats(), kv_scheme)
+    on_cpu = machine.device.type == "cpu"
+    inputs = (checkpoint.config, recipe, checkpoint.stored(), config, _memory(machine.device, config), kv_scheme)
+    plan = make_plan(*inputs) if on_cpu else make_plan(*inputs, base_bytes=0)
     _log_plan(checkpoint, recipe, plan)
     kernels = dataclasses.replace(machine.kernels, int8_linear=machine.products)
-    decoder = load_decoder(checkpoint, recipe, kernels, progress)
+    with translating(machine.device.name):
+        decoder = load_decoder(checkpoint, recipe, kernels, progress, map_embedding=on_cpu)
     return _Weights(tokenizer, recipe, plan, decoder, checkpoint.directory, checkpoint.format, kv_scheme)
 
 
 def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, started_s: float) -> LoadedModel:
     _return_free_memory()
-    tokenizer, plan, decoder, kernels = weights.tokenizer, weights.plan, weights.decoder, machine.kernels
-    runner = ModelRunner(
+    tokenizer, decoder, kernels = weights.tokenizer, weights.decoder, machine.kernels
+    runner, plan = fitting_runner(
         decoder,
         Sampler(tokenizer.num_tokens, kernels.candidates),
-        num_blocks=plan.num_blocks,
-        block_tokens=plan.block_tokens,
-        kv_dtype=plan.kv_dtype,
+        weights.plan,
+        config,
+        device=machine.device,
         kv_scheme=weights.kv_scheme,
     )
     scheduler = Scheduler(config.scheduler, BlockPool(plan.num_blocks, plan.block_tokens))
@@ -151,6 +160,7 @@ def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, starte
     loaded = LoadedModel(
         engine=Engine(scheduler, runner, limits),
         runner=runner,
+        device=machine.device,
         tokenizer=tokenizer,
         model=decoder.config,
         directory=weights.directory,
@@ -160,14 +170,50 @@ def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, starte
         plan=plan,
         # what was chosen is not always what runs: float layers cannot be fused
         kernels=kernels.chosen if decoder.fused is not None else {**kernels.chosen, "fused_decoder": "not used"},
-        fallbacks={**kernels.passed_over, **machine.products.fallbacks()},
+        fallbacks={**_used(kernels.passed_over, weights, machine.device), **machine.products.fallbacks()},
         int8_products=machine.products.counts,
         compiled=machine.compiled,
         weight_bytes=decoder.weight_bytes(),
         load_s=time.monotonic() - started_s,
     )
+    if config.strict and machine.device.type != "cpu":
+        from paddle_ds.runtime.coverage import decode_fallbacks  # noqa: F401
+
+        _refuse_fallbacks(loaded)
     _log_loaded(loaded)
     return loaded
+
+
+def _memory(device: Device, config: EngineConfig) -> MemoryStats:
+    """Of ``device``; without a limit where it tells none and the size of the cache was given: loading finds out what fits."""
+    if device.type == "cpu" or "memory_stats" in device.capabilities.ops:
+        return device.memory_stats()
+    if config.cache.max_tokens is None and config.cache.max_bytes is None:
+        reason = device.capabilities.missing.get("memory_stats", "it has no such capability")
+        raise ConfigError(f"device {device.name} does not tell its memory ({reason}); set cache.max_tokens or cache.max_bytes")
+    return MemoryStats(sys.maxsize, sys.maxsize)
+
+
+def _used(passed_over: dict[str, str], weights: _Weights, device: Device) -> dict[str, str]:
+    """Of the operators that run on a slower way than there is, those that this model has."""
+    if device.type == "cpu":
+        return passed_over
+    quantized = {"w8a8": "int8_linear", "w8a16": "weight_only_linear"}
+    unused = {op for scheme, op in quantized.items() if scheme not in weights.recipe.name.split("+")}
+    return {op: reason for op, reason in passed_over.items() if op not in unused}
+
+
+def _refuse_fallbacks(loaded: LoadedModel) -> None:
+    """See that a decode step stays on the device.
+
+    Raises:
+        UnsupportedError: Paddle would run an operator of it on the CPU, or a slower way is taken than there is.
+    """
+    slower = [f"{op} ({reason})" for op, reason in loaded.fallbacks.items()]
+    missing = [str(kernel) for kernel in decode_fallbacks(loaded)]
+    if slower or missing:
+        what = "; ".join(slower + missing)
+        raise UnsupportedError(f"strict: a decode step on {loaded.device.name} would not run there as it should: {what}")
 
 
 def _return_free_memory() -> None:

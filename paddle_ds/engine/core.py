@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paddle_ds.config.sampling import SamplingParams
-from paddle_ds.errors import InternalError, InvalidRequest, PaddleDSError, PromptTooLong
+from paddle_ds.errors import DeviceLost, DeviceOutOfMemory, InternalError, InvalidRequest, PaddleDSError, PromptTooLong
 from paddle_ds.logs import fields
 from paddle_ds.sched import NewToken, Request, RequestEnd, SampledToken, Scheduler, StepPlan
 
 logger = logging.getLogger(__name__)
+
+#: steps without a failure after which a step that was made smaller may be twice as large again
+_GROW_AFTER_STEPS = 256
 
 
 class Runner(Protocol):
@@ -60,6 +63,8 @@ class Counters:
     generation_tokens: int = 0
     steps: int = 0
     failed_steps: int = 0
+    #: steps that were computed again in smaller ones, because memory ran out
+    shrunk_steps: int = 0
 
 
 class Engine:
@@ -71,6 +76,9 @@ class Engine:
         self.counters = Counters()
         self._runner = runner
         self._clock = clock
+        self._steps_since_shrink = 0
+        #: why nothing can be computed any more, once that is so
+        self.lost: DeviceLost | None = None
 
     @property
     def has_work(self) -> bool:
@@ -83,7 +91,10 @@ class Engine:
             InvalidRequest: an empty prompt, or a token id that does not exist.
             PromptTooLong: prompt and answer exceed the context.
             ServerOverloaded: the queue is full.
+            DeviceLost: the device failed in an earlier step.
         """
+        if self.lost is not None:
+            raise self.lost
         request = Request(
             request_id,
             list(prompt_ids) or _refuse_empty(),
@@ -102,14 +113,21 @@ class Engine:
         return self.scheduler.abort(request_ids)
 
     def step(self) -> Progress:
-        """One forward pass. A failing step ends the requests that were in it, and no others."""
+        """One forward pass. A failing step ends the requests that were in it, and no others.
+
+        Where memory runs out the step is made smaller, and only a request that cannot be computed by itself fails. A device
+        that is lost ends all requests.
+        """
         plan = self.scheduler.schedule()
         if not plan.chunks:
             return Progress()
         try:
             tokens = self._runner.execute(plan)
+        except DeviceOutOfMemory as error:
+            return self._shrink(plan, error)
         except Exception as error:
             return self._fail(plan, error)
+        self._grow()
         output = self.scheduler.update(plan, tokens)
         self.counters.steps += 1
         self.counters.generation_tokens += len(tokens)
@@ -123,8 +141,27 @@ class Engine:
         ids = [chunk.request.request_id for chunk in plan.chunks]
         logger.exception("step.failed", extra=fields(requests=",".join(ids)))
         known = error if isinstance(error, PaddleDSError) else InternalError(f"the step failed: {error}")
-        self.scheduler.abort(ids)
-        return Progress(failed=[Failure(chunk.request, known) for chunk in plan.chunks])
+        if isinstance(known, DeviceLost):
+            self.lost = known
+            ids = [request.request_id for request in (*self.scheduler.running, *self.scheduler.waiting)]
+        return Progress(failed=[Failure(end.request, known) for end in self.scheduler.abort(ids)])
+
+    def _shrink(self, plan: StepPlan, error: DeviceOutOfMemory) -> Progress:
+        """Nothing of the plan counts as computed; what it had written is written again. One token by itself cannot be divided."""
+        if plan.num_tokens == 1:
+            return self._fail(plan, error)
+        self.counters.shrunk_steps += 1
+        self._steps_since_shrink = 0
+        self.scheduler.limit_step(plan.num_tokens // 2)
+        limits = {"max_tokens": self.scheduler.max_batch_tokens, "max_running": self.scheduler.max_running_requests}
+        logger.warning("step.shrunk", extra=fields(tokens=plan.num_tokens, because=error.message, **limits))
+        return Progress()
+
+    def _grow(self) -> None:
+        self._steps_since_shrink += 1
+        if self._steps_since_shrink >= _GROW_AFTER_STEPS:
+            self._steps_since_shrink = 0
+            self.scheduler.limit_step(2 * self.scheduler.max_batch_tokens)
 
     def _max_new_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         limit = self.limits.max_context_tokens

@@ -67,6 +67,7 @@ class LLM:
 
     Args:
         model: directory of a checkpoint or a hub name; the embedded model if empty.
+        device: ``cpu``, or a type and an index such as ``npu:0``.
         quant: ``auto``, ``w8a8``, ``w8a16`` or ``none``; see ``paddle_ds.config.recipe``.
         config: everything at once, instead of the other arguments.
         progress: draw a progress bar while loading; by default where standard error is a terminal.
@@ -99,7 +100,7 @@ class LLM:
         # a batch job is the only caller: it may hand over as many prompts as it likes
         scheduler = dataclasses.replace(config.scheduler, max_waiting_requests=sys.maxsize)
         config = dataclasses.replace(config, scheduler=scheduler)
-        environment.prepare(config.num_threads or current.num_threads)
+        environment.prepare(config.num_threads or current.num_threads, config.device, current.device_profiles)
         environment.import_paddle()
         from paddle_ds.engine.build import load
 

@@ -17,15 +17,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
 from paddle_ds import logs, settings
 from paddle_ds.config.engine import EngineConfig, from_mapping
 from paddle_ds.devices import environment
-from paddle_ds.engine.core import Engine, Failure, Progress, boot_id
-from paddle_ds.errors import EngineUnavailable, InternalError, PaddleDSError
+from paddle_ds.engine.announcer import Announcer
+from paddle_ds.engine.core import Engine, Failure, Progress
+from paddle_ds.engine.watchdog import Watchdog
+from paddle_ds.errors import DeviceLost, EngineUnavailable, InternalError, PaddleDSError
 from paddle_ds.ipc import messages
 from paddle_ds.ipc.parent import end_with_parent
 from paddle_ds.ipc.server import EngineServer, FromWorker, WorkerGone
@@ -33,11 +35,12 @@ from paddle_ds.logs import fields
 from paddle_ds.sched import NewToken, Request, RequestEnd
 
 if TYPE_CHECKING:
-    from paddle_ds.engine.build import LoadedModel
+    from paddle_ds.devices.base import Device
 
 logger = logging.getLogger(__name__)
 
 _STATS_EVERY_S = 1.0
+_DEVICE_METRICS_EVERY_S = 10.0
 #: how long an idle loop sleeps before it looks at the clock again
 _IDLE_S = 0.25
 
@@ -57,6 +60,8 @@ class EngineLoop:
         engine: Engine,
         stop: Stop,
         fallback_ops: dict[str, int] | None = None,
+        watchdog: Watchdog | None = None,
+        device: Device | None = None,
     ) -> None:
         self._server = server
         self._engine = engine
@@ -65,13 +70,19 @@ class EngineLoop:
         self._next_stats_s = 0.0
         self._process = psutil.Process()
         self._fallback_ops = fallback_ops or {}
+        self._watchdog = watchdog or Watchdog(None)
+        self._device = device
+        self._device_metrics: dict[str, float] = {}
+        self._next_metrics_s = 0.0
 
     def run(self) -> None:
-        """Until ``stop`` is set; what still runs then fails with a reason."""
-        while not self._stop.is_set():
+        """Until ``stop`` is set or the device is lost; what still runs then fails with a reason."""
+        while not self._stop.is_set() and self._engine.lost is None:
             self._take_messages(wait_s=0 if self._engine.has_work else _IDLE_S)
             if self._engine.has_work:
-                self._publish(self._engine.step())
+                with self._watchdog:
+                    progress = self._engine.step()
+                self._publish(progress)
             self._publish_stats()
         self._fail_rest()
 
@@ -137,11 +148,21 @@ class EngineLoop:
                 preemptions_total=scheduler.num_preemptions,
                 bad_frames_total=self._server.num_bad_frames,
                 fallback_ops=self._fallback_ops,
+                shrunk_steps_total=counters.shrunk_steps,
+                step_token_limit=scheduler.max_batch_tokens,
+                device_metrics=self._read_device_metrics(now),
             )
         )
 
+    def _read_device_metrics(self, now_s: float) -> dict[str, float]:
+        """At most every few seconds: a chip's monitoring command takes its time."""
+        if self._device is not None and self._device.type != "cpu" and now_s >= self._next_metrics_s:
+            self._next_metrics_s = now_s + _DEVICE_METRICS_EVERY_S
+            self._device_metrics = dict(self._device.metrics())
+        return self._device_metrics
+
     def _fail_rest(self) -> None:
-        error = EngineUnavailable("the engine is stopping")
+        error = self._engine.lost or EngineUnavailable("the engine is stopping")
         ends = self._engine.abort(list(self._owners))
         self._publish(Progress(failed=[Failure(end.request, error) for end in ends]))
 
@@ -175,55 +196,6 @@ def usage_of(request: Request) -> messages.Usage:
     )
 
 
-def model_info(loaded: LoadedModel) -> messages.ModelInfo:
-    """What workers must know of a loaded model."""
-    compiled = loaded.compiled
-    return messages.ModelInfo(
-        name=loaded.name,
-        directory=str(loaded.directory),
-        max_context_tokens=loaded.plan.max_context_tokens,
-        vocab_size=loaded.tokenizer.num_tokens,
-        requested_quant=loaded.recipe.requested,
-        quant=loaded.recipe.name,
-        kernels=loaded.kernels,
-        int8_products=loaded.int8_products,
-        vector_isa=compiled.vector_isa if compiled else "",
-        onednn_version=compiled.onednn_version if compiled else "",
-        isa_caps=environment.isa_caps(),
-        kv_dtype=loaded.plan.kv_dtype,
-        kv_scales=loaded.plan.kv_scales or "",
-        weight_bytes=loaded.weight_bytes,
-        load_s=round(loaded.load_s, 3),
-        created=int(time.time()),
-    )
-
-
-class _Announcer:
-    """Tells workers, and the log, where the engine stands."""
-
-    def __init__(self, socket_path: Path) -> None:
-        self._boot_id = boot_id()
-        self._last_progress = 0.0
-        self.server = EngineServer(socket_path, self._info("loading"))
-
-    def _info(self, state: messages.EngineState, **more: Any) -> messages.EngineInfo:
-        return messages.EngineInfo(self._boot_id, state, os.getpid(), **more)
-
-    def progress(self, share: float) -> None:
-        if share - self._last_progress >= 0.01:
-            self._last_progress = share
-            self.server.broadcast(self._info("loading", progress=round(share, 3)))
-
-    def ready(self, loaded: LoadedModel) -> None:
-        self.server.broadcast(self._info("ready", progress=1.0, model=model_info(loaded)))
-
-    def stopping(self) -> None:
-        self.server.broadcast(self._info("stopping", progress=1.0))
-
-    def failed(self, error: PaddleDSError) -> None:
-        self.server.broadcast(self._info("failed", error=error.info()))
-
-
 class StopFlag:
     """Asked for by a signal. Not an ``Event``: its lock could be held by the very code that a second signal interrupts."""
 
@@ -246,28 +218,45 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
     """Run the process until it is told to stop. Returns the exit status."""
     stop = StopFlag()
     _take_signals(stop)
-    announcer = _Announcer(socket_path)
+    announcer = Announcer(socket_path)
+    watchdog = Watchdog(config.step_timeout_s if config.device != "cpu" else None)
     try:
         # seconds of work, done after the socket has begun to answer
         environment.import_paddle(keep_signal_handlers=False)
         _take_signals(stop)
         from paddle_ds.engine.build import load
 
-        loaded = load(config, current, announcer.progress)
+        def progress(share: float) -> None:
+            watchdog.calm()
+            announcer.progress(share)
+
+        with watchdog:
+            loaded = load(config, current, progress)
     except Exception as error:
         known = error if isinstance(error, PaddleDSError) else InternalError(f"loading failed: {error!r}")
         logger.error("model.failed", extra=fields(code=known.code, reason=known.message), exc_info=known is not error)
         announcer.failed(known)
+        if isinstance(known, DeviceLost):
+            return _leave(announcer)  # another start may find the device again
         while not stop.is_set():
             time.sleep(_IDLE_S)
         announcer.server.close()
         return 1
     announcer.ready(loaded)
     fallbacks = {f"{op}@{config.device}": 1 for op in loaded.fallbacks}
-    EngineLoop(announcer.server, loaded.engine, stop, fallbacks).run()
+    EngineLoop(announcer.server, loaded.engine, stop, fallbacks, watchdog, loaded.device).run()
+    if loaded.engine.lost is not None:
+        announcer.failed(loaded.engine.lost)
+        return _leave(announcer)
     announcer.stopping()
     announcer.server.close()
     return 0
+
+
+def _leave(announcer: Announcer) -> int:
+    """End at once: Python's own way out would wait for a device that does not answer."""
+    announcer.server.close()
+    os._exit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(current.log_level, current.log_format)
     end_with_parent()
     config: EngineConfig = from_mapping(EngineConfig, json.loads(options.config.read_text()), str(options.config))
-    environment.prepare(config.num_threads or current.num_threads)
+    environment.prepare(config.num_threads or current.num_threads, config.device, current.device_profiles)
     return serve(options.socket, config, current)
 
 

@@ -149,6 +149,12 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     fallback_ops: dict[str, int] = {}
     #: frames from workers that could not be read and named no request that could be answered
     bad_frames_total: int = 0
+    #: steps that were computed again in smaller ones, because a device's memory ran out
+    shrunk_steps_total: int = 0
+    #: tokens a step may have now; 0: an engine that does not say
+    step_token_limit: int = 0
+    #: figures of a device other than the CPU, such as ``memory_used_bytes``
+    device_metrics: dict[str, float] = {}
 
 
 ToEngine = Hello | Submit | Abort

@@ -1,7 +1,9 @@
 """Which implementation of each operator runs: chosen once, when a model is loaded, and reported everywhere.
 
 An implementation says why it cannot run here by returning a sentence from ``unavailable``; the first one that can is taken,
-in the order of the table. Every operator has a ``reference`` in plain Paddle as its last resort.
+in the order of the table. Every operator has a ``reference`` in plain Paddle as its last resort. On the CPU the compiled
+operators come first; on any other device, what the device brings along, then what its capabilities allow, then the reference,
+whose operators Paddle runs on the device as far as it has kernels for them.
 
 Operators that belong together (the cache, what writes it and what reads it) are one row, because they share a memory layout.
 """
@@ -13,11 +15,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from paddle_ds.devices.base import Device
+from paddle_ds.devices.base import Capability, Device
 from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels import (
     candidates,
     dense_linear,
+    device_linear,
     grouped_linear,
     int8_linear,
     native,
@@ -42,9 +45,16 @@ def _always(device: Device) -> str | None:
 
 
 def _native(device: Device) -> str | None:
-    if device.name != "cpu":
-        return f"compiled for the host processor, not for {device.name}"
     return native.why_unavailable()
+
+
+def _lacks(capability: Capability) -> Callable[[Device], str | None]:
+    def why(device: Device) -> str | None:
+        if capability in device.capabilities.ops:
+            return None
+        return device.capabilities.missing.get(capability, f"the device has no {capability}")
+
+    return why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +119,29 @@ _TABLE: dict[str, list[Implementation]] = {
 }
 
 
+#: on devices other than the CPU, before the reference
+_BY_CAPABILITY: dict[str, list[tuple[Capability, Any, bool]]] = {
+    "int8_linear": [
+        ("int8_gemm", device_linear.Int8MatmulLinear, False),
+        ("llm_int8", device_linear.LlmInt8Linear, True),
+    ],
+    "weight_only_linear": [("weight_only_int8", device_linear.PaddleWeightOnlyLinear, True)],
+}
+
+
+def _rows_for(op: str, device: Device) -> list[Implementation]:
+    """Ways to run ``op`` on ``device``, best first."""
+    if device.type == "cpu":
+        return _TABLE[op]
+    rows = [Implementation(brought.name, brought.function) for brought in device.operators().get(op, ())]
+    for capability, kind, needs_device in _BY_CAPABILITY.get(op, ()):
+        function = device_linear.maker(kind, device) if needs_device else kind
+        rows.append(Implementation(capability, function, _lacks(capability)))
+    return rows + [row for row in _TABLE[op] if row.name == REFERENCE]
+
+
 def implementations() -> dict[str, tuple[str, ...]]:
-    """Operator -> names of its implementations, best first."""
+    """Operator -> names of its implementations on the CPU, best first."""
     return {op: tuple(implementation.name for implementation in table) for op, table in _TABLE.items()}
 
 
@@ -126,14 +157,16 @@ def choose(device: Device, *, strict: bool = False, only: str | None = None) -> 
     functions: dict[str, Any] = {}
     chosen: dict[str, str] = {}
     passed_over: dict[str, str] = {}
-    for op, table in _TABLE.items():
+    for op in _TABLE:
+        table = _rows_for(op, device)
         candidates = [row for row in table if row.name == only] or table
         for implementation in candidates:
             reason = implementation.unavailable(device)
             if reason is None:
                 functions[op], chosen[op] = implementation.function, implementation.name
                 break
-            passed_over[op] = f"{implementation.name}: {reason}"
+            before = f"{passed_over[op]}; " if op in passed_over else ""
+            passed_over[op] = f"{before}{implementation.name}: {reason}"
     if strict and passed_over:
         op, reason = next(iter(passed_over.items()))
         raise UnsupportedError(f"strict: operator {op} would fall back to {chosen[op]} because {reason}")

@@ -29,25 +29,29 @@ def load_decoder(
     recipe: Recipe,
     kernels: Kernels,
     progress: Callable[[float], None] = lambda share: None,
+    *,
+    map_embedding: bool = True,
 ) -> Decoder:
     """Build the decoder of ``checkpoint``.
 
     Args:
         progress: called with the share done, 0 to 1.
+        map_embedding: leave a large embedding table in its file, from which the host reads rows; else it goes to the device.
 
     Raises:
         CheckpointError: a tensor cannot be read or holds NaN.
     """
-    return Decoder(checkpoint.config, _CheckpointSource(checkpoint, recipe, kernels), kernels, progress)
+    return Decoder(checkpoint.config, _CheckpointSource(checkpoint, recipe, kernels, map_embedding), kernels, progress)
 
 
 class _CheckpointSource:
     """Implements :class:`paddle_ds.models.ParameterSource`."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, kernels: Kernels) -> None:
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, kernels: Kernels, map_embedding: bool) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._kernels = kernels
+        self._map_embedding = map_embedding
         self._specs = {spec.name: spec for spec in model_specs(checkpoint.config)}
 
     def linear(self, *prefixes: str) -> Linear:
@@ -67,7 +71,7 @@ class _CheckpointSource:
         weight = self._read(name)
         assert isinstance(weight, DenseTensor)
         tied_float_head = self._checkpoint.config.tie_word_embeddings and self._head_scheme() == "dense"
-        if weight.values.nbytes >= _MAPPED_FROM_BYTES and not tied_float_head:
+        if self._map_embedding and weight.values.nbytes >= _MAPPED_FROM_BYTES and not tied_float_head:
             self._release(name)  # verifying it has read every page; a few rows a step come back when they are needed
             return MappedEmbedding(weight.values, weight.dtype, lambda: self._release(name))
         layer = Embedding(to_paddle(weight))

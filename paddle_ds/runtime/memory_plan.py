@@ -57,6 +57,16 @@ class MemoryPlan:
         fixed = self.base_bytes + sum(self.weight_bytes.values())
         return fixed + max(self.load_bytes, self.kv_bytes + self.activation_bytes)
 
+    def with_blocks(self, num_blocks: int) -> MemoryPlan:
+        """The same with a cache of ``num_blocks``: for a device that turned out to have less memory than it said."""
+        tokens = num_blocks * self.block_tokens
+        return dataclasses.replace(
+            self,
+            num_blocks=num_blocks,
+            kv_bytes=tokens * self.kv_bytes_per_token,
+            max_context_tokens=min(self.requested_context_tokens or self.model_context_tokens, tokens),
+        )
+
     @property
     def kv_tokens(self) -> int:
         return self.num_blocks * self.block_tokens
@@ -69,11 +79,13 @@ def make_plan(
     engine: EngineConfig,
     memory: MemoryStats,
     kv_scheme: KvScheme | None = None,
+    base_bytes: int = _BASE_BYTES,
 ) -> MemoryPlan:
     """Plan the memory of ``model`` loaded from ``stored`` under ``engine``.
 
     Args:
         kv_scheme: the cache that the checkpoint was made for, where it says so.
+        base_bytes: what a process with Paddle takes of ``memory`` before a model is loaded.
 
     Raises:
         MemoryPlanError: it does not fit; the message has the figures.
@@ -87,7 +99,7 @@ def make_plan(
     if wanted > model.max_position_embeddings:
         raise ConfigError(f"max_context_tokens is {wanted}, but the model was made for {model.max_position_embeddings}")
     activations = _activation_bytes(model, engine)
-    fixed = _BASE_BYTES + sum(weights.values()) + activations
+    fixed = base_bytes + sum(weights.values()) + activations
     load = _load_bytes(model, recipe, stored)
     free = memory.available_bytes - fixed
     block = engine.cache.block_tokens
@@ -97,7 +109,7 @@ def make_plan(
         kv_bytes=num_blocks * block * per_token,
         activation_bytes=activations,
         load_bytes=load,
-        base_bytes=_BASE_BYTES,
+        base_bytes=base_bytes,
         num_blocks=num_blocks,
         block_tokens=block,
         kv_dtype=dtype,

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import paddle
 
 from paddle_ds.checkpoints.base import KvScheme
+from paddle_ds.devices.base import Device
+from paddle_ds.devices.failures import translating
 from paddle_ds.kernels.cache import KvDtype, StaticScales
 from paddle_ds.kernels.layout import BatchLayout
 from paddle_ds.kernels.upload import upload
@@ -21,6 +23,8 @@ class ModelRunner:
 
     Args:
         kv_scheme: the cache that the checkpoint was made for; its static scales are those of an ``int8`` cache.
+        device: where all of it is; ``None``: the CPU.
+        step_timeout_s: a step that takes longer on ``device`` has failed, where the device can be asked.
     """
 
     def __init__(
@@ -32,9 +36,13 @@ class ModelRunner:
         block_tokens: int,
         kv_dtype: KvDtype = "float32",
         kv_scheme: KvScheme | None = None,
+        device: Device | None = None,
+        step_timeout_s: float | None = None,
     ) -> None:
         self.decoder = decoder
         self._sampler = sampler
+        self._device = device if device is not None and device.type != "cpu" else None
+        self._step_timeout_s = step_timeout_s
         self.block_tokens = block_tokens
         self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
@@ -42,13 +50,26 @@ class ModelRunner:
         self._cache = decoder.make_cache(num_blocks, block_tokens, kv_dtype, static)
 
     def execute(self, plan: StepPlan) -> list[SampledToken]:
-        """One token for each chunk of the plan that asks for one, in the plan's order."""
+        """One token for each chunk of the plan that asks for one, in the plan's order.
+
+        Raises:
+            DeviceOutOfMemory: there is no room for this step's temporaries; nothing of it counts as computed.
+            DeviceLost: the device has failed for good (:class:`DeviceTimeout`: it does not finish).
+        """
+        if self._device is None:
+            return self._execute(plan)
+        with translating(self._device.name):
+            return self._execute(plan)
+
+    def _execute(self, plan: StepPlan) -> list[SampledToken]:
         with paddle.no_grad():
             hidden = self._forward(plan.chunks)
             rows = [row for row, chunk in zip(_last_rows(plan.chunks), plan.chunks, strict=True) if chunk.sample]
-            if not rows:
+            logits = self.decoder.logits(_take_rows(hidden, rows)) if rows else None
+            if self._device is not None:  # before a download, which could not be given up
+                self._device.synchronize(self._step_timeout_s)
+            if logits is None:
                 return []
-            logits = self.decoder.logits(_take_rows(hidden, rows))
             return self._sampler.sample(logits, [chunk.request for chunk in plan.chunks if chunk.sample])
 
     def all_logits(self, plan: StepPlan) -> npt.NDArray[np.float32]:

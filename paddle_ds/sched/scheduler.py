@@ -24,6 +24,9 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, pool: BlockPool, clock: Callable[[], float] = time.monotonic) -> None:
         assert config.max_batch_tokens >= config.max_running_requests, "EngineConfig has refused this"
         self._config = config
+        #: what a step and the running requests are held to now; see :meth:`limit_step`
+        self.max_batch_tokens = config.max_batch_tokens
+        self.max_running_requests = config.max_running_requests
         self._clock = clock
         self.pool = pool
         self.waiting: deque[Request] = deque()
@@ -63,11 +66,21 @@ class Scheduler:
         found = [self._requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
         return [self._end(request, "abort") for request in found]
 
+    def limit_step(self, max_tokens: int) -> None:
+        """Hold the next steps to ``max_tokens`` tokens, where a larger one has failed for want of memory, or lift that again.
+
+        Requests that do not fit into such a step any more are preempted, the newest first; they lose nothing but time.
+        """
+        self.max_batch_tokens = max(1, min(max_tokens, self._config.max_batch_tokens))
+        self.max_running_requests = min(self._config.max_running_requests, self.max_batch_tokens)
+        while len(self.running) > self.max_running_requests:
+            self._preempt(self.running[-1])
+
     def schedule(self) -> StepPlan:
         """Plan the next step. An empty plan means there is nothing to do."""
         chunks: dict[str, Chunk] = {}
         decoding = [request for request in self.running if request.num_tokens_to_compute == 1]
-        limit = self._config.max_batch_tokens
+        limit = self.max_batch_tokens
         if decoding:
             limit = min(limit, 2 * len(decoding) + self._config.prompt_tokens_beside_decode)
         budget = limit
@@ -156,7 +169,7 @@ class Scheduler:
 
     def _may_admit(self) -> bool:
         """Whether the first waiting request fits: all its tokens and one more, beside what running prefills still need."""
-        if not self.waiting or len(self.running) >= self._config.max_running_requests:
+        if not self.waiting or len(self.running) >= self.max_running_requests:
             return False
         if not self.running:
             return True

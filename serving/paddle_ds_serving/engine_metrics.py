@@ -46,15 +46,19 @@ def _of_stats(stats: Stats) -> Iterator[Metric]:
         ("num_requests_waiting", "Requests that wait.", stats.num_waiting),
         ("kv_cache_usage_perc", "Share of KV cache blocks in use, 0 to 1.", used),
         ("rss_bytes", "Resident memory of the engine process.", stats.rss_bytes),
+        ("step_token_limit", "Tokens that a step may have now.", stats.step_token_limit),
     ):
         yield GaugeMetricFamily(PREFIX + name, meaning, float(value))
     for name, meaning, value in (
         ("prompt_tokens", "Prompt tokens taken in.", stats.prompt_tokens_total),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens_total),
         ("engine_steps", "Steps of the engine.", stats.steps_total),
+        ("shrunk_steps", "Steps computed again in smaller ones for want of memory.", stats.shrunk_steps_total),
         ("num_preemptions", "Requests put back for want of KV cache blocks.", stats.preemptions_total),
     ):
         yield CounterMetricFamily(PREFIX + name, meaning, float(value))
+    for name, figure in stats.device_metrics.items():
+        yield GaugeMetricFamily(f"{PREFIX}device_{name}", "As the device, or its monitoring command, tells it.", figure)
     fallbacks = CounterMetricFamily(
         f"{PREFIX}fallback_ops", "Calls of an operator that ran its fallback.", labels=("op", "device")
     )

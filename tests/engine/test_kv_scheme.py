@@ -24,8 +24,8 @@ from paddle_ds.checkpoints import open_checkpoint
 from paddle_ds.checkpoints.native import write_native
 from paddle_ds.cli.inspect import inspect
 from paddle_ds.config.engine import CacheConfig, EngineConfig, KvDtype
+from paddle_ds.engine.announcer import model_info
 from paddle_ds.engine.assets import EMBEDDED_MODEL
-from paddle_ds.engine.process import model_info
 from paddle_ds.kernels import native
 from paddle_ds.layers import RotaryTable
 

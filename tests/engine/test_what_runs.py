@@ -13,8 +13,8 @@ import pytest
 from checkpoints import makers
 from paddle_ds import LLM
 from paddle_ds.config.engine import EngineConfig
+from paddle_ds.engine.announcer import model_info
 from paddle_ds.engine.assets import resolve_model
-from paddle_ds.engine.process import model_info
 from paddle_ds.errors import UnsupportedError
 from paddle_ds.kernels import native
 from paddle_ds.kernels.products import Compiled
