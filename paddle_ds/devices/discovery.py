@@ -57,13 +57,17 @@ def open_device(name: str, extra_profiles: Path | None = None) -> Device:
     device_type, index = parse(name)
     if device_type == "cpu":
         return CpuDevice()
+    import paddle
+
     brought = _entry_point(device_type)
     if brought is not None:
         device: Device = brought.load()(f"{device_type}:{index}")
         return device
-    device_type = _paddle_type(device_type)
+    known = _profile(device_type, extra_profiles)  # that of dcu is asked for by its own name
+    device_type = known.type if known else device_type
     count = counts().get(device_type, 0)
-    known = _profile(device_type, extra_profiles)
+    if known is not None and known.mechanism == "gpu" and known.rocm != paddle.device.is_compiled_with_rocm():
+        count = 0
     if not count:
         raise DeviceNotFound(_why_absent(name, device_type, known))
     if index >= count:
@@ -109,12 +113,6 @@ def _make(device_type: str, index: int, known: DeviceProfile | None) -> Device:
 
 def _entry_point(device_type: str) -> metadata.EntryPoint | None:
     return next(iter(metadata.entry_points(group=ENTRY_POINTS, name=device_type)), None)
-
-
-def _paddle_type(name: str) -> str:
-    """``dcu`` is a ``gpu`` to Paddle; every other profile has the name of its type."""
-    known = profiles().get(name)
-    return known.type if known is not None else name
 
 
 def _profile(device_type: str, extra: Path | None) -> DeviceProfile | None:

@@ -14,7 +14,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from paddle_ds.devices import plugins
 from paddle_ds.devices.profile import profile_of
+from paddle_ds.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +90,32 @@ def import_paddle(keep_signal_handlers: bool = True) -> None:
     Args:
         keep_signal_handlers: Paddle's own handlers print a C++ trace and end the process, on SIGTERM too. A process that
             wants to end in order takes them out and sets its own afterwards.
+
+    Raises:
+        DeviceError: Paddle gives up because of a plug-in that it cannot load.
     """
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
+        _import()
         import paddle
 
         if not keep_signal_handlers:
             paddle.disable_signal_handler()
     if printed.getvalue().strip():
         logger.debug("paddle.said %s", printed.getvalue().strip())
+
+
+def _import() -> None:
+    try:
+        import paddle  # noqa: F401
+    except ImportError:
+        raise
+    except Exception as error:  # one library that is none in the directory of plug-ins is enough for it
+        bad = [f"{plugin.path}: {plugin.problem}" for plugin in plugins.find() if plugin.problem]
+        if not bad:
+            raise
+        raise DeviceError(
+            f"Paddle cannot be loaded because of a plug-in: {'; '.join(bad)}. Take the file away, install the plug-in that fits this "
+            f"Paddle, or correct {plugins.VARIABLE}. {plugins.where()}"
+        ) from error

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: (profile, kind of reason) that were logged
 _told: set[tuple[str, str]] = set()
-#: profiles whose tool could not even be killed, which a hung driver does; it is not started again
-_stuck: set[str] = set()
+#: profile -> its tool, which could not even be killed (a hung driver does that); it is not started again
+_stuck: dict[str, subprocess.Popen[str]] = {}
 #: for a killed tool to be gone
 _KILL_WAIT_S = 1.0
 
@@ -156,7 +156,7 @@ def _kill(profile: DeviceProfile, process: subprocess.Popen[str]) -> None:
     try:
         process.communicate(timeout=_KILL_WAIT_S)
     except subprocess.TimeoutExpired:  # it waits in the kernel, for a driver that does not answer
-        _stuck.add(profile.name)
+        _stuck[profile.name] = process
 
 
 def _tell(profile: DeviceProfile, reason: str) -> dict[str, float]:

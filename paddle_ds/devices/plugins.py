@@ -70,12 +70,13 @@ def _problem(path: Path) -> str:
     """Why the library at ``path`` cannot be loaded as a plug-in; empty where it can."""
     if not os.access(path, os.R_OK):
         return "it cannot be read: permission denied"
-    # with Paddle's own libraries in the process, as it will be; lazily bound, as Paddle does it
+    # with Paddle's own libraries in the process, as it will be, and lazily bound, as Paddle does it; but no other plug-in
     program = (
-        "import ctypes, os, sys\n"
+        "import ctypes, os, sys, tempfile\n"
         "sys.path[:0] = sys.argv[2:]\n"
-        "os.environ.pop('CUSTOM_DEVICE_ROOT', None)\n"
-        "import paddle\n"
+        "with tempfile.TemporaryDirectory() as empty:\n"
+        f"    os.environ[{VARIABLE!r}] = empty\n"
+        "    import paddle\n"
         "try:\n"
         "    library = ctypes.CDLL(sys.argv[1], mode=os.RTLD_LAZY)\n"
         "except OSError as error:\n"

@@ -126,6 +126,7 @@ def visible_indices(profile: DeviceProfile, environ: Mapping[str, str]) -> tuple
     variable = _visibility(profile, environ)
     if variable is None:
         return None
+    shown = f"{variable}={environ[variable]}"
     parts = [part.strip() for part in environ[variable].split(",")]
     if parts in ([""], ["-1"]):
         return ()
@@ -133,15 +134,11 @@ def visible_indices(profile: DeviceProfile, environ: Mapping[str, str]) -> tuple
         return None
     for part in parts:
         if not re.fullmatch("[0-9]{1,4}", part):
-            raise DeviceError(
-                f"{variable}={environ[variable]}: {part!r} is not the number of a device; expected numbers such as 0,1"
-            )
+            raise DeviceError(f"{shown}: {part!r} is not the number of a device; expected numbers, such as {variable}=0,1")
     indices = tuple(int(part) for part in parts)
     twice = [index for index in indices if indices.count(index) > 1]
     if twice:
-        raise DeviceError(
-            f"{variable}={environ[variable]}: {twice[0]} stands there twice; expected each device once, such as 0,1"
-        )
+        raise DeviceError(f"{shown}: device {twice[0]} stands there twice; expected each once, such as {variable}=0,1")
     return indices
 
 

@@ -1,9 +1,7 @@
 #include "faults.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <mutex>
-#include <regex>
 #include <set>
 #include <stdexcept>
 #include <vector>
@@ -18,11 +16,11 @@ struct Rule {
   std::string command;  // empty: any
   uint64_t passed;
   uint64_t times;
-  int device;  // -1: any
+  uint64_t device;  // UINT64_MAX: any
 
   // Counts one command or allocation, and tells whether it is hit.
   bool hits(int on_device, const std::string& of) {
-    if ((device >= 0 && device != on_device) || (!command.empty() && command != of)) return false;
+    if ((device != UINT64_MAX && device != static_cast<uint64_t>(on_device)) || (!command.empty() && command != of)) return false;
     if (passed > 0) {
       --passed;
       return false;
@@ -43,15 +41,30 @@ std::vector<Rule>& rules() {
   return instance;
 }
 
-Rule parse(const std::string& text) {
-  static const std::regex form("([a-z_]+)(?::([a-z0-9_]+))?(?:@([0-9]{1,9}))?(?:\\*([0-9]{1,9}))?(?:#([0-9]{1,3}))?");
+// Digits behind a mark, or `absent` where the mark is not there; takes both off the end of the text.
+uint64_t take_number(std::string& text, char mark, uint64_t absent) {
+  const size_t at = text.rfind(mark);
+  if (at == std::string::npos) return absent;
+  const std::string digits = text.substr(at + 1);
+  const bool numeric = !digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos;
+  if (!numeric) throw std::runtime_error("no number after '" + std::string(1, mark) + "' in '" + text + "'");
+  text.resize(at);
+  return std::stoull(digits);
+}
+
+Rule parse(const std::string& whole) {
   static const std::set<std::string> kinds = {"allocation", "stuck", "lost", "launch_error", "kernel_error", "nan"};
-  std::smatch parts;
-  if (!std::regex_match(text, parts, form)) throw std::runtime_error("not a fault: '" + text + "'");
-  if (kinds.count(parts[1]) == 0) throw std::runtime_error("no fault of this kind: '" + text + "'");
-  if (parts[1] == "allocation" && parts[2].matched) throw std::runtime_error("an allocation has no command: '" + text + "'");
-  return {parts[1], parts[2], parts[3].matched ? std::stoull(parts[3]) : 0, parts[4].matched ? std::stoull(parts[4]) : UINT64_MAX,
-          parts[5].matched ? std::stoi(parts[5]) : -1};
+  std::string text = whole;
+  const uint64_t device = take_number(text, '#', UINT64_MAX);
+  const uint64_t times = take_number(text, '*', UINT64_MAX);
+  const uint64_t passed = take_number(text, '@', 0);
+  const size_t colon = text.find(':');
+  const std::string kind = text.substr(0, colon);
+  const std::string command = colon == std::string::npos ? "" : text.substr(colon + 1);
+  if (kinds.count(kind) == 0) throw std::runtime_error("no fault of this kind: '" + whole + "'");
+  if (colon != std::string::npos && command.empty()) throw std::runtime_error("no command after ':' in '" + whole + "'");
+  if (kind == "allocation" && !command.empty()) throw std::runtime_error("an allocation has no command: '" + whole + "'");
+  return {kind, command, passed, times, device};
 }
 
 }  // namespace

@@ -142,6 +142,7 @@ void register_kernels() {
   Registry registry(settings().kernels);
   register_elementwise(registry);
   register_binary(registry);
+  register_comparison(registry);
   register_casts(registry);
   register_indexing(registry);
   register_layout(registry);

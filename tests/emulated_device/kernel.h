@@ -103,6 +103,7 @@ class Registry {
 
 void register_elementwise(Registry& registry);
 void register_binary(Registry& registry);
+void register_comparison(Registry& registry);
 void register_casts(Registry& registry);
 void register_indexing(Registry& registry);
 void register_layout(Registry& registry);
@@ -154,18 +155,46 @@ void visit_size(Type type, Body&& body) {
   }
 }
 
-// What a type is computed in.
-template <typename T>
-struct Wide {
-  using type = T;
-};
-template <>
-struct Wide<float16> {
-  using type = float;
-};
-template <>
-struct Wide<bfloat16> {
-  using type = float;
+// Kernels compute in few types only, which keeps them quick to compile: what is narrower is widened, and the result narrowed again.
+// In four, where speed matters (float16 and bfloat16 as float32, small integers and bool as int32), else in the two widest.
+template <typename Body>
+void visit_wide(Type type, Body&& body) {
+  switch (type) {
+    case Type::FLOAT32: return body(float{});
+    case Type::FLOAT64: return body(double{});
+    case Type::INT32: return body(int32_t{});
+    case Type::INT64: return body(int64_t{});
+    default: throw std::runtime_error("type " + std::to_string(type) + " was not widened");
+  }
+}
+
+template <typename Body>
+void visit_widest(Type type, Body&& body) {
+  type == Type::FLOAT64 ? body(double{}) : body(int64_t{});
+}
+
+Type wide_type(Type type);    // of visit_wide()
+Type widest_type(Type type);  // of visit_widest()
+
+// Element by element from one type to another; both row-major.
+void convert(const Operand& from, const Operand& to);
+
+// An operand in another type: itself where it has that type already, else a copy on the host.
+class WideOperand {
+ public:
+  static WideOperand of(const Operand& source, Type type);
+  // Room for a result; write it to the target afterwards.
+  static WideOperand for_result(const Operand& target, Type type);
+  void write_to(const Operand& target) const;
+
+  const Operand* operator->() const { return &operand_; }
+  const Operand& operator*() const { return operand_; }
+
+ private:
+  WideOperand(const Operand& like, Type type);
+
+  Operand operand_;
+  std::vector<char> storage_;
 };
 
 }  // namespace emulated

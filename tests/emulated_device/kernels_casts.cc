@@ -1,27 +1,78 @@
 // From one type to another, and tensors full of one value.
+#include <algorithm>
+
 #include "kernel.h"
 
 namespace emulated {
+
+Type wide_type(Type type) {
+  switch (type) {
+    case Type::FLOAT32:
+    case Type::FLOAT64:
+    case Type::INT32:
+    case Type::INT64: return type;
+    case Type::FLOAT16:
+    case Type::BFLOAT16: return Type::FLOAT32;
+    default: return Type::INT32;
+  }
+}
+
+Type widest_type(Type type) {
+  return std::find(kFloats.begin(), kFloats.end(), type) != kFloats.end() ? Type::FLOAT64 : Type::INT64;
+}
+
 namespace {
 
+// float16 and bfloat16 convert to and from float only
 template <typename From, typename To>
 To converted(From value) {
-  return static_cast<To>(static_cast<typename Wide<From>::type>(value));
+  if constexpr (std::is_class_v<From>) {
+    return converted<float, To>(static_cast<float>(value));
+  } else if constexpr (std::is_class_v<To>) {
+    return static_cast<To>(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
 }
+
+}  // namespace
+
+void convert(const Operand& from, const Operand& to) {
+  const int64_t size = from.size();
+  visit_any(from.type, [&](auto source) {
+    visit_any(to.type, [&](auto target) {
+      using From = decltype(source);
+      using To = decltype(target);
+      for (int64_t i = 0; i < size; ++i) to.as<To>()[i] = converted<From, To>(from.as<From>()[i]);
+    });
+  });
+}
+
+WideOperand::WideOperand(const Operand& like, Type type) : operand_(like) {
+  operand_.type = type;
+  if (type == like.type) return;
+  storage_.resize(static_cast<size_t>(like.size()) * size_of(type) + 1);
+  operand_.data = storage_.data();
+}
+
+WideOperand WideOperand::of(const Operand& source, Type type) {
+  WideOperand result(source, type);
+  if (result->type != source.type) convert(source, *result);
+  return result;
+}
+
+WideOperand WideOperand::for_result(const Operand& target, Type type) { return WideOperand(target, type); }
+
+void WideOperand::write_to(const Operand& target) const {
+  if (operand_.type != target.type) convert(operand_, target);
+}
+
+namespace {
 
 void cast(const Context& context, const Tensor& x, Type type, Tensor* out) {
   Launch launch(context, "cast");
   const Operand from = launch.input(x), to = launch.output(out, type);
-  launch.run([=] {
-    const int64_t size = from.size();
-    visit_any(from.type, [&](auto source) {
-      visit_any(to.type, [&](auto target) {
-        using From = decltype(source);
-        using To = decltype(target);
-        for (int64_t i = 0; i < size; ++i) to.as<To>()[i] = converted<From, To>(from.as<From>()[i]);
-      });
-    });
-  });
+  launch.run([=] { convert(from, to); });
 }
 
 void fill_with(Launch& launch, const Operand& to, const Scalar& value) {

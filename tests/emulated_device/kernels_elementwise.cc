@@ -7,43 +7,45 @@
 namespace emulated {
 namespace {
 
-template <typename T, typename Result, typename Function>
-void map(const Operand& from, const Operand& to, Function function) {
-  const T* __restrict source = from.as<T>();
-  Result* __restrict target = to.as<Result>();
-  const int64_t size = from.size();
-  for (int64_t i = 0; i < size; ++i) target[i] = static_cast<Result>(function(static_cast<typename Wide<T>::type>(source[i])));
-}
-
-// Not restrict: an operation in place has one memory for both.
-template <typename T, typename Function>
-void map_to_same(const Operand& from, const Operand& to, Function function) {
-  const T* source = from.as<T>();
-  T* target = to.as<T>();
-  const int64_t size = from.size();
-  for (int64_t i = 0; i < size; ++i) target[i] = static_cast<T>(function(static_cast<typename Wide<T>::type>(source[i])));
+// Source and target may be one memory, when the operation is in place.
+template <typename Visit, typename Function>
+void run_map(Launch& launch, const Operand& from, const Operand& to, Visit visit, Function function) {
+  launch.run([=] {
+    const Type type = wide_type(from.type);
+    const WideOperand source = WideOperand::of(from, type), target = WideOperand::for_result(to, type);
+    visit(type, [&](auto of) {
+      using T = decltype(of);
+      const int64_t size = from.size();
+      for (int64_t i = 0; i < size; ++i) target->as<T>()[i] = function(source->as<T>()[i]);
+    });
+    target.write_to(to);
+  });
 }
 
 template <typename Function>
 void launch_floats(const Context& context, const char* name, const Tensor& x, Tensor* out, Function function) {
   Launch launch(context, name);
   const Operand from = launch.input(x), to = launch.output(out);
-  launch.run([=] { visit_float(from.type, [&](auto type) { map_to_same<decltype(type)>(from, to, function); }); });
+  const auto visit = [](Type type, auto body) { type == Type::FLOAT64 ? body(double{}) : body(float{}); };
+  run_map(launch, from, to, visit, function);
 }
 
 template <typename Function>
 void launch_numbers(const Context& context, const char* name, const Tensor& x, Tensor* out, Function function) {
   Launch launch(context, name);
   const Operand from = launch.input(x), to = launch.output(out);
-  launch.run([=] { visit_number(from.type, [&](auto type) { map_to_same<decltype(type)>(from, to, function); }); });
+  run_map(launch, from, to, [](Type type, auto body) { visit_wide(type, body); }, function);
 }
 
+// Every type fits into a double well enough to tell what is asked here.
 template <typename Function>
 void launch_test(const Context& context, const char* name, const Tensor& x, Tensor* out, Function function) {
   Launch launch(context, name);
   const Operand from = launch.input(x), to = launch.output(out, Type::BOOL);
   launch.run([=] {
-    visit_any(from.type, [&](auto type) { map<decltype(type), bool>(from, to, function); });
+    const WideOperand source = WideOperand::of(from, Type::FLOAT64);
+    const int64_t size = from.size();
+    for (int64_t i = 0; i < size; ++i) to.as<bool>()[i] = function(source->as<double>()[i]);
   });
 }
 
@@ -94,19 +96,19 @@ void clip(const Context& context, const Tensor& x, const Scalar& low, const Scal
 }
 
 void isfinite(const Context& context, const Tensor& x, Tensor* out) {
-  launch_test(context, "isfinite", x, out, [](auto v) { return std::isfinite(static_cast<double>(v)); });
+  launch_test(context, "isfinite", x, out, [](double v) { return std::isfinite(v); });
 }
 
 void isnan(const Context& context, const Tensor& x, Tensor* out) {
-  launch_test(context, "isnan", x, out, [](auto v) { return std::isnan(static_cast<double>(v)); });
+  launch_test(context, "isnan", x, out, [](double v) { return std::isnan(v); });
 }
 
 void isinf(const Context& context, const Tensor& x, Tensor* out) {
-  launch_test(context, "isinf", x, out, [](auto v) { return std::isinf(static_cast<double>(v)); });
+  launch_test(context, "isinf", x, out, [](double v) { return std::isinf(v); });
 }
 
 void logical_not(const Context& context, const Tensor& x, Tensor* out) {
-  launch_test(context, "logical_not", x, out, [](auto v) { return v == decltype(v){}; });
+  launch_test(context, "logical_not", x, out, [](double v) { return v == 0; });
 }
 
 }  // namespace

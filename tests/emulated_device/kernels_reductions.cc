@@ -1,4 +1,5 @@
 // Sums, largest elements, softmax: what runs along axes. Sums of floats are made in double.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -23,9 +24,9 @@ Reduction along(const Operand& from, const std::vector<int64_t>& axes) {
   return result;
 }
 
-// to[i] = finish(fold of all elements that belong to i, from `start`, number of them)
+// Calls finish(i, fold of all elements that belong to result i, from `start`; number of them).
 template <typename T, typename Sum, typename Fold, typename Finish>
-void reduce(const Operand& from, const Operand& to, const Reduction& shape, Sum start, Fold fold, Finish finish) {
+void reduce(const Operand& from, const Reduction& shape, Sum start, Fold fold, Finish finish) {
   const int64_t each = count(shape.reduced);
   int64_t next = 0;
   for_rows<1>(shape.kept, {shape.kept_strides}, [&](const auto& kept, const auto& kept_steps, int64_t rows) {
@@ -35,27 +36,20 @@ void reduce(const Operand& from, const Operand& to, const Reduction& shape, Sum 
       for_rows<1>(shape.reduced, {shape.reduced_strides}, [&](const auto& at, const auto& steps, int64_t n) {
         for (int64_t i = 0; i < n; ++i) sum = fold(sum, first[at[0] + i * steps[0]]);
       });
-      finish(to, next++, sum, each);
+      finish(next++, sum, each);
     }
   });
 }
 
-template <typename T>
-void store(const Operand& to, int64_t at, T value) {
-  visit_any(to.type, [&](auto type) { to.as<decltype(type)>()[at] = static_cast<decltype(type)>(value); });
-}
-
-template <typename T>
-constexpr bool kIsFloat = !std::is_integral_v<T>;
-
-template <bool divides>
-void sum_along(const Operand& from, const Operand& to, const Reduction& shape) {
-  visit_any(from.type, [&](auto type) {
-    using T = decltype(type);
-    using Sum = std::conditional_t<kIsFloat<T> || divides, double, int64_t>;
-    reduce<T>(from, to, shape, Sum{0}, [](Sum sum, T value) { return sum + static_cast<Sum>(value); },
-              [](const Operand& out, int64_t at, Sum sum, int64_t n) { store(out, at, divides ? sum / static_cast<Sum>(n) : sum); });
+void sum_into(const Operand& from, const Operand& to, const Reduction& shape, bool divides) {
+  const Type type = widest_type(from.type);
+  const WideOperand source = WideOperand::of(from, type), result = WideOperand::for_result(to, type);
+  visit_widest(type, [&](auto of) {
+    using T = decltype(of);
+    reduce<T>(*source, shape, T{0}, [](T sum, T value) { return sum + value; },
+              [&](int64_t at, T sum, int64_t n) { result->as<T>()[at] = divides ? sum / static_cast<T>(n) : sum; });
   });
+  result.write_to(to);
 }
 
 // The type of the result is inferred: that of the argument, int64 for small integers.
@@ -63,14 +57,14 @@ void sum(const Context& context, const Tensor& x, const IntArray& axes, Type, bo
   Launch launch(context, "sum");
   const Operand from = launch.input(x), to = launch.output(out);
   const Reduction shape = along(from, axes.GetData());
-  launch.run([=] { sum_along<false>(from, to, shape); });
+  launch.run([=] { sum_into(from, to, shape, false); });
 }
 
 void mean(const Context& context, const Tensor& x, const IntArray& axes, bool, Tensor* out) {
   Launch launch(context, "mean");
   const Operand from = launch.input(x), to = launch.output(out);
   const Reduction shape = along(from, axes.GetData());
-  launch.run([=] { sum_along<true>(from, to, shape); });
+  launch.run([=] { sum_into(from, to, shape, true); });
 }
 
 template <typename Better>
@@ -80,22 +74,22 @@ void extreme(const Context& context, const char* name, const Tensor& x, const In
   const Reduction shape = along(from, axes.GetData());
   if (from.size() == 0) throw std::runtime_error(std::string(name) + ": of no elements");
   launch.run([=] {
-    visit_any(from.type, [&](auto type) {
-      using T = decltype(type);
-      using W = typename Wide<T>::type;
+    const Type type = widest_type(from.type);
+    const WideOperand source = WideOperand::of(from, type), result = WideOperand::for_result(to, type);
+    visit_widest(type, [&](auto of) {
+      using T = decltype(of);
       struct Best {
         bool found;
-        W value;
+        T value;
       };
       // once NaN, always NaN
       const auto fold = [&](Best best, T value) {
-        const W wide = static_cast<W>(value);
-        const bool takes = !best.found || wide != wide || (best.value == best.value && better(wide, best.value));
-        return Best{true, takes ? wide : best.value};
+        const bool takes = !best.found || value != value || (best.value == best.value && better(value, best.value));
+        return Best{true, takes ? value : best.value};
       };
-      reduce<T>(from, to, shape, Best{false, W{}}, fold,
-                [](const Operand& target, int64_t at, Best best, int64_t) { target.as<T>()[at] = static_cast<T>(best.value); });
+      reduce<T>(*source, shape, Best{false, T{}}, fold, [&](int64_t at, Best best, int64_t) { result->as<T>()[at] = best.value; });
     });
+    result.write_to(to);
   });
 }
 
@@ -114,11 +108,9 @@ void truth(const Context& context, const char* name, const Tensor& x, const std:
   const Operand from = launch.input(x), to = launch.output(out, Type::BOOL);
   const Reduction shape = along(from, axes);
   launch.run([=] {
-    visit_any(from.type, [&](auto type) {
-      using T = decltype(type);
-      reduce<T>(from, to, shape, start, [&](bool so_far, T value) { return fold(so_far, value != T{}); },
-                [](const Operand& target, int64_t at, bool value, int64_t) { target.as<bool>()[at] = value; });
-    });
+    const WideOperand source = WideOperand::of(from, Type::FLOAT64);
+    reduce<double>(*source, shape, start, [&](bool so_far, double value) { return fold(so_far, value != 0); },
+                   [&](int64_t at, bool value, int64_t) { to.as<bool>()[at] = value; });
   });
 }
 
@@ -138,7 +130,9 @@ void argmax(const Context& context, const Tensor& x, const Scalar& axis, bool, b
   const Reduction shape = along(from, flatten ? std::vector<int64_t>{} : std::vector<int64_t>{axis.to<int64_t>()});
   if (from.size() == 0) throw std::runtime_error("argmax: of no elements");
   launch.run([=] {
-    visit_number(from.type, [&](auto of) {
+    const Type wide = widest_type(from.type);
+    const WideOperand source = WideOperand::of(from, wide), result = WideOperand::for_result(to, Type::INT64);
+    visit_widest(wide, [&](auto of) {
       using T = decltype(of);
       struct Best {
         int64_t at, next;
@@ -148,22 +142,19 @@ void argmax(const Context& context, const Tensor& x, const Scalar& axis, bool, b
         const bool takes = best.at < 0 || (best.value == best.value && (value != value || value > best.value));
         return takes ? Best{best.next, best.next + 1, value} : Best{best.at, best.next + 1, best.value};
       };
-      reduce<T>(from, to, shape, Best{-1, 0, T{}}, fold,
-                [](const Operand& target, int64_t at, Best best, int64_t) { store(target, at, best.at); });
+      reduce<T>(*source, shape, Best{-1, 0, T{}}, fold, [&](int64_t at, Best best, int64_t) { result->as<int64_t>()[at] = best.at; });
     });
+    result.write_to(to);
   });
 }
 
 template <typename T>
 void softmax_row(const T* source, T* target, int64_t n, int64_t step) {
-  using W = typename Wide<T>::type;
-  W largest = -std::numeric_limits<W>::infinity();
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, static_cast<W>(source[i * step]));
+  T largest = -std::numeric_limits<T>::infinity();
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, source[i * step]);
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += std::exp(static_cast<W>(source[i * step]) - largest);
-  for (int64_t i = 0; i < n; ++i) {
-    target[i * step] = static_cast<T>(std::exp(static_cast<W>(source[i * step]) - largest) / static_cast<W>(sum));
-  }
+  for (int64_t i = 0; i < n; ++i) sum += std::exp(source[i * step] - largest);
+  for (int64_t i = 0; i < n; ++i) target[i * step] = std::exp(source[i * step] - largest) / static_cast<T>(sum);
 }
 
 void softmax(const Context& context, const Tensor& x, int axis_value, Tensor* out) {
@@ -174,13 +165,17 @@ void softmax(const Context& context, const Tensor& x, int axis_value, Tensor* ou
     const size_t axis = from.dims.empty() ? 0 : axis_of(axis_value, from.dims.size());
     const int64_t n = from.dims.empty() ? 1 : from.dims[axis];
     const int64_t step = from.dims.empty() ? 1 : from.strides[axis];
-    visit_float(from.type, [&](auto type) {
-      using T = decltype(type);
+    const Type type = wide_type(from.type);
+    const WideOperand source = WideOperand::of(from, type), result = WideOperand::for_result(to, type);
+    const auto rows = [&](auto of) {
+      using T = decltype(of);
       for (int64_t row = 0; row < from.size() / n; ++row) {
         const int64_t first = row / step * step * n + row % step;
-        softmax_row(from.as<T>() + first, to.as<T>() + first, n, step);
+        softmax_row(source->as<T>() + first, result->as<T>() + first, n, step);
       }
-    });
+    };
+    type == Type::FLOAT64 ? rows(double{}) : rows(float{});
+    result.write_to(to);
   });
 }
 

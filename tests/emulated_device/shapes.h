@@ -1,8 +1,10 @@
 // Shapes and strides, in elements.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace emulated {
