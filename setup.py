@@ -56,18 +56,19 @@ class BuildPy(build_py):
         kernels = library / "paddle_ds" / "kernels"
         shutil.rmtree(kernels, ignore_errors=True)  # what an earlier build has left there would get into the wheel
         super().run()
-        _copy_recipes(library / "paddle_ds_slim" / "recipes")
+        _copy_data(ROOT / "slim" / "recipes", library / "paddle_ds_slim" / "recipes")
+        _copy_data(ROOT / "configs" / "devices", library / "paddle_ds" / "devices" / "profiles")
         if wants_prebuilt():
             _build_operators(library, kernels / "prebuilt")
         else:
             print("paddle-ds: without built operators (PADDLE_DS_PREBUILD is not 1); they are built on first use, with g++")
 
 
-def _copy_recipes(directory: Path) -> None:
-    """In a checkout they lie beside the package, where people look for them; in a wheel inside it."""
+def _copy_data(source: Path, directory: Path) -> None:
+    """YAML files that in a checkout lie beside the packages, where people look for them; in a wheel inside the package."""
     directory.mkdir(parents=True, exist_ok=True)
-    for recipe in (ROOT / "slim" / "recipes").glob("*.yaml"):
-        shutil.copyfile(recipe, directory / recipe.name)
+    for file in source.glob("*.yaml"):
+        shutil.copyfile(file, directory / file.name)
 
 
 def _build_operators(library: Path, directory: Path) -> None:

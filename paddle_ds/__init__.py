@@ -11,10 +11,10 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.errors import PaddleDSError
 
 if TYPE_CHECKING:
+    from paddle_ds.config.sampling import SamplingParams
     from paddle_ds.engine.llm import LLM, Completion, RequestOutput
 
 __version__ = "0.1.0"
@@ -28,4 +28,6 @@ logging.getLogger(__name__).setLevel(logging.WARNING)
 def __getattr__(name: str) -> Any:
     if name in {"LLM", "Completion", "RequestOutput"}:
         return getattr(importlib.import_module("paddle_ds.engine.llm"), name)
+    if name == "SamplingParams":  # it needs msgspec, and `paddle-ds doctor` runs before anything is installed
+        return importlib.import_module("paddle_ds.config.sampling").SamplingParams
     raise AttributeError(f"module 'paddle_ds' has no attribute {name!r}")

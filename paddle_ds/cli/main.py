@@ -15,6 +15,7 @@ from paddle_ds.errors import DeviceLost, PaddleDSError
 #: name -> module and attribute; imported only when the command is used
 _COMMANDS = {
     "chat": "paddle_ds.cli.chat:chat",
+    "devices": "paddle_ds.cli.devices:devices",
     "doctor": "paddle_ds.cli.doctor:doctor",
     "generate": "paddle_ds.cli.generate:generate",
     "inspect": "paddle_ds.cli.inspect:inspect",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from paddle_ds.config.memory import MemoryConfig
 from paddle_ds.errors import ConfigError
 
 Quant = Literal["auto", "w8a8", "w8a16", "none"]
@@ -72,6 +73,7 @@ class EngineConfig:
     strict: bool = False
     cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
         if self.quant not in typing.get_args(Quant):
@@ -146,6 +148,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
+        elif typing.get_origin(option) is Mapping:
+            if isinstance(value, Mapping):
+                kind = typing.get_args(option)[1]
+                return {_checked(key, str, where): _checked(item, kind, f"{where}: {key}") for key, item in value.items()}
         elif option is type(None):
             if value is None:
                 return None
@@ -157,6 +163,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 def _readable(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is Mapping:
+        return "a mapping"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_readable(option) for option in typing.get_args(hint))
     return "nothing" if hint is type(None) else str(getattr(hint, "__name__", hint))

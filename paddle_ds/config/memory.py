@@ -17,8 +17,8 @@ class MemoryConfig:
 
     #: Paddle's flags by name, with ``FLAGS_`` before it or without. Each is set, and tried out
     flags: Mapping[str, FlagValue] = dataclasses.field(default_factory=dict)
-    #: 2 MB pages for packed weights on the CPU. ``None``: asked for, and not reported; ``true``: reported where the system refuses;
-    #: ``false``: forbidden to the whole process
+    #: 2 MB pages for packed weights on the CPU. ``None``: asked for, and nothing is said; ``true``: the same, and what the system
+    #: gives is reported; ``false``: forbidden to the whole process
     huge_pages: bool | None = None
     #: give what loading has freed back to the system
     trim_after_load: bool = True
@@ -30,7 +30,8 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         for name, value in self.flags.items():
             if not isinstance(name, str) or not isinstance(value, FlagValue):
-                raise ConfigError(f"memory.flags: {name!r}: {value!r} is wrong; expected a flag's name and true, false, a number or text")
+                expected = "a flag's name, and true, false, a number or text"
+                raise ConfigError(f"memory.flags: {name!r}: {value!r} is wrong; expected {expected}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"memory.flags: {name!r}: {value!r} is wrong; expected a finite number")
         share = self.device_fraction

@@ -27,6 +27,8 @@ _KERNELS: dict[Capability, tuple[str, str]] = {
     "weight_only_int8": ("weight_only_linear", "float16"),
 }
 _FIRST_PAUSE_S = 20e-6
+#: events that nobody may let go of: destroying one waits until it is reached
+_NEVER_REACHED: list[Event] = []
 _LONGEST_PAUSE_S = 2e-3
 
 
@@ -92,9 +94,10 @@ class Accelerator:
     def empty_cache(self) -> None:
         import paddle
 
-        empty = getattr(paddle.device, "empty_cache", None)
+        empty = getattr(paddle.base.core, "device_empty_cache", None)  # the one that acts on devices of plug-ins
         if empty is not None:
-            empty()
+            with self._current():
+                empty()
 
     def make_stream(self) -> Stream:
         import paddle
@@ -162,6 +165,7 @@ class Accelerator:
         pause_s = _FIRST_PAUSE_S
         while not event.query():
             if time.monotonic() > end_s:
+                _NEVER_REACHED.append(event)
                 raise DeviceTimeout(f"device {self.name} has not finished its work within {timeout_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -72,7 +72,7 @@ class _Place(ctypes.Structure):
 class _DeviceManager:
     """Two functions of Paddle's C++ interface that Python is not given: a place by name, and its device's memory.
 
-    Their mangled names hold the types of their arguments, the string's ABI among them: where those change, no such names are found.
+    Their mangled names hold the types of their arguments, the string's ABI among them: where those change, no such name is there.
     """
 
     _CREATE = "_ZN3phi11PlaceHelper11CreatePlaceERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEEm"

@@ -11,6 +11,7 @@ asked before this module has seen the device.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from importlib import metadata
@@ -24,6 +25,9 @@ from paddle_ds.devices.gpu import GpuDevice
 from paddle_ds.devices.profile import DeviceProfile, hidden_by, profile_of, profiles
 from paddle_ds.devices.xpu import XpuDevice
 from paddle_ds.errors import DeviceError, DeviceNotFound
+from paddle_ds.logs import fields
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINTS = "paddle_ds.devices"
 _NAME = re.compile(r"([a-z][a-z0-9_]*)(?::([0-9]{1,4}))?")
@@ -68,6 +72,9 @@ def open_device(name: str, extra_profiles: Path | None = None) -> Device:
     count = counts().get(device_type, 0)
     if known is not None and known.mechanism == "gpu" and known.rocm != paddle.device.is_compiled_with_rocm():
         count = 0
+    if not count and known is not None and device_type in (paddle.device.get_all_custom_device_type() or []):
+        hidden = hidden_by(known, index, os.environ) or "its driver shows none"
+        raise DeviceNotFound(f"device {name!r} is not here; the plug-in is loaded, but this process sees no device: {hidden}")
     if not count:
         raise DeviceNotFound(_why_absent(name, device_type, known))
     if index >= count:
@@ -84,7 +91,10 @@ def available(extra_profiles: Path | None = None) -> list[Device]:
         known = _profile(device_type, extra_profiles)
         found += [_make(device_type, index, known) for index in range(count)]
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        found.append(entry.load()(f"{entry.name}:0"))
+        try:
+            found.append(entry.load()(f"{entry.name}:0"))
+        except DeviceNotFound as error:  # the package is here, its chip is not
+            logger.info("device.absent", extra=fields(type=entry.name, because=error.message))
     return found
 
 

@@ -116,6 +116,6 @@ def _import() -> None:
         if not bad:
             raise
         raise DeviceError(
-            f"Paddle cannot be loaded because of a plug-in: {'; '.join(bad)}. Take the file away, install the plug-in that fits this "
-            f"Paddle, or correct {plugins.VARIABLE}. {plugins.where()}"
+            f"Paddle cannot be loaded because of a plug-in: {'; '.join(bad)}. Take the file away, install the plug-in that fits "
+            f"this Paddle, or correct {plugins.VARIABLE}. {plugins.where()}"
         ) from error

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from paddle_ds.errors import DeviceError, DeviceLost, DeviceOutOfMemory, PaddleDSError
 
+#: the last one is C_FAILED of a plug-in, which device_ext.h explains as "resource exhausted"
 _OUT_OF_MEMORY = re.compile(
-    r"ResourceExhausted|Out of memory error|Fail to alloc memory|Cannot allocate|bad_alloc", re.IGNORECASE
+    r"ResourceExhausted|Out of memory error|Fail to alloc memory|Cannot allocate|bad_alloc|CustomDevice error, the error code is : 2\b",
+    re.IGNORECASE,
 )
 #: the marks of a call into a device's run-time that did not succeed, and of CUDA's own
 _DEVICE_FAILED = re.compile(

@@ -1,14 +1,17 @@
 """What the probes of memory flags measure: small experiments that leave nothing behind. Each takes milliseconds, but for
-:func:`inference_peaks`, which takes about two seconds.
+:func:`inference_peaks`, which starts another process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import mmap
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +20,15 @@ from typing import Any
 
 from paddle_ds.devices.base import Device
 from paddle_ds.devices.cpu import CpuDevice
+from paddle_ds.devices.failures import summary
+from paddle_ds.errors import DeviceError
 
 #: of the tensor that :func:`pool` makes; half of the smallest chunk that a flag can ask for
 SAMPLE_BYTES = 512 << 10
 _PAGES_BYTES = 8 << 20
 _TRIM_BLOCKS, _TRIM_BLOCK_BYTES = 256, 64 << 10
-_SET_THP_DISABLE, _GET_THP_DISABLE = 41, 42  # prctl(2)
+_PR_SET_THP_DISABLE = 41  # prctl(2)
+_PROCESS_TIMEOUT_S = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +39,11 @@ class Pool:
         grown_bytes: what Paddle took from the device for it; 0 where it had room already.
         kept_bytes: what of that it still held when the tensor was gone.
         counted: whether the tensor was in Paddle's statistics.
-        spared: whether unused memory went back before a larger tensor was made; ``None`` where that could not be tried.
-        free_bytes: of the device before, as far as it tells.
     """
 
     grown_bytes: int
     kept_bytes: int
     counted: bool
-    spared: bool | None
-    free_bytes: int | None
 
 
 class Statistics:
@@ -58,6 +60,11 @@ class Statistics:
         return int(getattr(self._core, f"{self._prefix}_memory_stat_{what}")(name, self._index) or 0)
 
     @property
+    def began(self) -> bool:
+        """Whether any tensor has had memory there yet."""
+        return self._call("peak_value", "Reserved") > 0
+
+    @property
     def reserved_bytes(self) -> int:
         return self._call("current_value", "Reserved")
 
@@ -65,14 +72,16 @@ class Statistics:
     def allocated_bytes(self) -> int:
         return self._call("current_value", "Allocated")
 
-    def peak_bytes(self, work: Callable[[], Any]) -> int:
-        """Most bytes of tensors during ``work``, beyond those before."""
+    def peak_bytes(self, work: Callable[[], Any], times: int = 1) -> int:
+        """Most bytes of tensors during ``work``, beyond those before; the least of several runs, where threads free them late."""
         before = self.allocated_bytes
-        self._call("reset_peak_value", "Allocated")
-        result = work()
-        peak = self._call("peak_value", "Allocated")
-        del result
-        return peak - before
+        peaks = []
+        for _ in range(times):
+            self._call("reset_peak_value", "Allocated")
+            result = work()
+            peaks.append(self._call("peak_value", "Allocated") - before)
+            del result
+        return min(peaks)
 
 
 @contextmanager
@@ -88,8 +97,8 @@ def current(device: Device) -> Iterator[None]:
         paddle.set_device(before)
 
 
-def pool(device: Device, free_bytes: int | None = None) -> Pool:
-    """See what a small tensor costs on ``device``, which reports ``free_bytes``."""
+def pool(device: Device) -> Pool:
+    """See what a small tensor costs on ``device``."""
     import paddle
 
     statistics = Statistics(device)
@@ -101,13 +110,28 @@ def pool(device: Device, free_bytes: int | None = None) -> Pool:
         counted = statistics.allocated_bytes > allocated
         del tensor
         kept = statistics.reserved_bytes - reserved
-        spared = None
-        if 0 < grown <= 64 << 20 and kept == grown:
-            larger = paddle.empty([2 * grown], dtype="uint8")
-            spared = statistics.reserved_bytes - reserved < 3 * grown
-            del larger
         device.empty_cache()
-    return Pool(grown, kept, counted, spared, free_bytes)
+    return Pool(grown, kept, counted)
+
+
+def spares_unused(device: Device) -> bool | None:
+    """Whether unused memory goes back before more is taken for a larger tensor; ``None`` where nothing is kept unused."""
+    import paddle
+
+    statistics = Statistics(device)
+    with current(device):
+        device.empty_cache()
+        reserved = statistics.reserved_bytes
+        tensor = paddle.empty([SAMPLE_BYTES], dtype="uint8")
+        del tensor
+        unused = statistics.reserved_bytes - reserved
+        if not unused:
+            return None
+        tensor = paddle.empty([2 * unused], dtype="uint8")
+        spared = statistics.reserved_bytes - reserved < 3 * unused
+        del tensor
+        device.empty_cache()
+    return spared
 
 
 def locked_bytes() -> int:
@@ -185,7 +209,7 @@ def onednn_runs_eagerly() -> bool | None:
 
 def set_huge_pages(allowed: bool) -> None:
     """Allow or forbid this process huge pages, those that are asked for too."""
-    ctypes.CDLL(None).prctl(_SET_THP_DISABLE, int(not allowed), 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, int(not allowed), 0, 0, 0)
 
 
 def huge_page_bytes() -> int | None:
@@ -231,41 +255,20 @@ def trimmed_bytes() -> int | None:
     return given
 
 
-def inference_peaks(optimise: Callable[[Any, Path], None]) -> tuple[int, int]:
-    """Peak bytes of a small exported program as it is, and with ``optimise`` applied to its ``Config``.
+def inference_peaks() -> tuple[int, int]:
+    """Peak bytes of a small exported program as it is, and optimised. Another process does it: see ``flag_inference.py``.
 
     Raises:
-        Exception: what Paddle raises where it refuses.
+        DeviceError: it failed.
     """
-    import numpy as np
-    import paddle
-    from paddle import inference
-
-    class _Chain(paddle.nn.Layer):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = paddle.nn.LayerList([paddle.nn.Linear(64, 64) for _ in range(6)])
-
-        def forward(self, x):  # type: ignore[no-untyped-def]
-            for layer in self.layers:
-                x = layer(x)
-            return x
-
-    def peak(apply: Callable[[Any, Path], None]) -> int:
-        config = inference.Config(str(program), str(program.with_suffix(".pdiparams")))
-        config.disable_glog_info()
-        apply(config, program)
-        predictor = inference.create_predictor(config)
-        handle = predictor.get_input_handle(predictor.get_input_names()[0])
-        handle.copy_from_cpu(np.ones((256, 64), dtype=np.float32))
-        return Statistics(CpuDevice()).peak_bytes(predictor.run)
-
-    with tempfile.TemporaryDirectory() as scratch, current(CpuDevice()):
-        network = _Chain()
-        network.eval()
-        paddle.jit.save(network, f"{scratch}/chain", input_spec=[paddle.static.InputSpec([None, 64], "float32", "x")])
-        program = next(path for path in Path(scratch).iterdir() if path.suffix in (".json", ".pdmodel"))
-        return peak(lambda config, program: None), peak(optimise)
+    command = [sys.executable, "-m", "paddle_ds.devices.flag_inference"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROCESS_TIMEOUT_S, check=True)
+        plain, optimised = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        raise DeviceError(f"an exported program could not be tried: {summary(told)}") from error
+    return plain, optimised
 
 
 def _status_kb(name: str) -> int:

@@ -1,7 +1,7 @@
 """Every memory and run-time flag that matters here, as data. No paddle.
 
-What a row says is checked: ``flag_probes.py`` measures it wherever a flag is asked for, and tests/devices/test_flags.py asks for every
-row. ``docs/memory.md`` shows the table; :func:`markdown` makes it.
+What a row says is checked: ``flag_probes.py`` measures it wherever a flag is asked for, and tests/devices/test_flags.py asks for
+every row. ``docs/memory.md`` shows the table; :func:`markdown` makes it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import dataclasses
 from typing import Literal
 
 from paddle_ds.config.memory import FlagValue
+from paddle_ds.devices.flag_old_names import FLUID, OLD_NAMES, OldName
 
 #: how Paddle drives a device; ``custom``: by a plug-in
 Kind = Literal["cpu", "gpu", "xpu", "custom"]
 #: ``eager``: operators as the engine runs them. ``static``: programs (``paddle.static``, ``to_static``, exported ones).
 #: ``inference``: Paddle Inference's ``Config``. ``system``: the operating system
 Where = Literal["eager", "static", "inference", "system"]
-Probe = Literal["pool", "locked", "limit", "build", "value", "peak", "fallback", "threads", "onednn", "pages", "trim", "inference"]
+Probe = Literal[
+    "pool", "locked", "limit", "build", "first", "value", "peak", "fallback", "threads", "onednn", "pages", "trim", "inference"
+]
 
 #: probe -> what it does
 PROBES: dict[Probe, str] = {
@@ -24,6 +27,7 @@ PROBES: dict[Probe, str] = {
     "locked": "a CPU tensor is made with the flag and without it: how many bytes the system counts as locked",
     "limit": "a tensor larger than the limit is asked for",
     "build": "whether this Paddle was built for devices that read it",
+    "first": "set before the first tensor and read back; its effect is not measured",
     "value": "set and read back; its effect is not measured",
     "peak": "a chain of eager operators is run with the flag and without it: their peak memory",
     "fallback": "an operator is run for which the device has no kernel",
@@ -34,6 +38,7 @@ PROBES: dict[Probe, str] = {
     "inference": "a small program is exported and run with and without it: its peak memory",
 }
 _POOLED: tuple[Kind, ...] = ("gpu", "xpu", "custom")
+_EXECUTORS: tuple[Kind, ...] = ("cpu", *_POOLED)
 _UNPOOLED = "tensors of the CPU come from the C library and go back to it, whatever the allocator's flags say"
 _CUDA = "read only where Paddle was built for CUDA or ROCm"
 _STATIC = "acts in static programs; eager operators, which the engine runs, drop a tensor with its last reference"
@@ -65,19 +70,10 @@ class Flag:
     contrast: FlagValue | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class OldName:
-    """A name from older documents. ``replacement`` is empty where nothing replaces it."""
-
-    name: str
-    replacement: str
-    reason: str
-
-
 LEVERS: tuple[Flag, ...] = (
     Flag(
         "huge_pages_weights", True, ("cpu",), "system", "pages",
-        "packed INT8 weights lie in 2 MB pages, which the compiled operators ask for; false forbids the whole process to have any",
+        "packed INT8 weights lie in 2 MB pages, which the compiled operators ask for; false: the process gets none",
         "weights lie in the device's memory",
     ),
     Flag(
@@ -94,8 +90,9 @@ LEVERS: tuple[Flag, ...] = (
 FLAGS: tuple[Flag, ...] = (
     Flag(
         "FLAGS_allocator_strategy", "auto_growth", _POOLED, "eager", "pool",
-        "auto_growth: memory is taken as it is needed and kept for later. naive_best_fit: one large piece is taken with the first tensor "
-        "and never given back. thread_local: GPUs only", _UNPOOLED, choices=("auto_growth", "naive_best_fit", "thread_local"),
+        "auto_growth: memory is taken as it is needed and kept for later. naive_best_fit: one large piece is taken with the "
+        "first tensor and never given back. thread_local: not for plug-ins", _UNPOOLED,
+        choices=("auto_growth", "naive_best_fit", "thread_local"),
     ),
     Flag(
         "FLAGS_auto_growth_chunk_size_in_mb", 0, _POOLED, "eager", "pool",
@@ -127,11 +124,11 @@ FLAGS: tuple[Flag, ...] = (
         "MiB after which allocations fail; 0: no limit. Plug-ins are not limited by it: use memory.device_fraction", _CUDA,
     ),
     Flag(
-        "FLAGS_gpu_allocator_retry_time", 10000, ("gpu", "xpu"), "eager", "value",
+        "FLAGS_gpu_allocator_retry_time", 10000, ("gpu", "xpu"), "eager", "first",
         "milliseconds to wait for memory before an allocation fails", "only GPUs and XPUs wait", at_least=None,
     ),
     Flag(
-        "FLAGS_use_stream_safe_cuda_allocator", True, _POOLED, "eager", "value",
+        "FLAGS_use_stream_safe_cuda_allocator", True, _POOLED, "eager", "first",
         "memory is reused only after the streams that use it; false is for one stream", _UNPOOLED,
     ),
     Flag(
@@ -148,7 +145,8 @@ FLAGS: tuple[Flag, ...] = (
         "FLAGS_use_auto_growth_v2", False, ("gpu",), "eager", "build", "another version of auto_growth", _CUDA,
     ),
     Flag(
-        "FLAGS_use_auto_growth_pinned_allocator", False, ("gpu",), "eager", "build", "pinned host memory is pooled by auto_growth", _CUDA,
+        "FLAGS_use_auto_growth_pinned_allocator", False, ("gpu",), "eager", "build",
+        "pinned host memory is pooled by auto_growth", _CUDA,
     ),
     Flag(
         "FLAGS_fraction_of_cuda_pinned_memory_to_use", 0.5, ("gpu",), "eager", "build",
@@ -156,7 +154,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "FLAGS_use_system_allocator", False, _POOLED, "eager", "pool",
-        "meant for Paddle's own tests: tensors leave Paddle's statistics; with a plug-in it turns on the large piece of naive_best_fit",
+        "for Paddle's own tests: tensors leave Paddle's statistics; with a plug-in it turns on the large piece of naive_best_fit",
         "on the CPU it takes tensors out of Paddle's statistics, and nothing else",
     ),
     Flag(
@@ -167,11 +165,12 @@ FLAGS: tuple[Flag, ...] = (
         "FLAGS_initial_cpu_memory_in_mb", 500, (), "eager", "pool", "of a pool that Paddle on Linux does not use", _UNPOOLED,
     ),
     Flag(
-        "FLAGS_use_pinned_memory", True, (), "eager", "locked", "locks the pages of a pool that Paddle on Linux does not use", _UNPOOLED,
+        "FLAGS_use_pinned_memory", True, (), "eager", "locked",
+        "locks the pages of a pool that Paddle on Linux does not use", _UNPOOLED,
         contrast=False,
     ),
     Flag(
-        "FLAGS_eager_delete_tensor_gb", 0.0, _POOLED + ("cpu",), "static", "peak",
+        "FLAGS_eager_delete_tensor_gb", 0.0, _EXECUTORS, "static", "peak",
         "GB of dead temporaries after which the executor frees them; below 0: never", _STATIC, at_least=None, contrast=-1.0,
     ),
     Flag(
@@ -187,15 +186,15 @@ FLAGS: tuple[Flag, ...] = (
         "of programs in the old format (.pdmodel); pir_apply_inplace_pass is its successor", _STATIC, contrast=True,
     ),
     Flag(
-        "FLAGS_pir_apply_inplace_pass", True, _POOLED + ("cpu",), "static", "peak",
+        "FLAGS_pir_apply_inplace_pass", True, _EXECUTORS, "static", "peak",
         "an operator may write its result over its input", _STATIC, contrast=False,
     ),
     Flag(
-        "FLAGS_local_exe_sub_scope_limit", 256.0, _POOLED + ("cpu",), "static", "peak",
+        "FLAGS_local_exe_sub_scope_limit", 256.0, _EXECUTORS, "static", "peak",
         "MB that the executor keeps for the bodies of loops; below 0: no limit", _STATIC, at_least=None, contrast=1.0,
     ),
     Flag(
-        "FLAGS_cache_inference_while_scope", False, _POOLED + ("cpu",), "static", "peak",
+        "FLAGS_cache_inference_while_scope", False, _EXECUTORS, "static", "peak",
         "keep the variables of a loop's body from one round to the next", _STATIC, contrast=True,
     ),
     Flag(
@@ -205,7 +204,8 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "FLAGS_npu_storage_format", False, ("custom",), "eager", "value",
-        "Ascend: convolution and normalisation in the chip's own layouts; a language model has neither", "Ascend's plug-in alone reads it",
+        "Ascend: convolution and batch normalisation in the chip's own layouts; language models have neither",
+        "Ascend's plug-in alone reads it",
     ),
     Flag(
         "FLAGS_paddle_num_threads", 1, (), "eager", "threads", "threads of Paddle builds without oneDNN",
@@ -221,44 +221,6 @@ FLAGS: tuple[Flag, ...] = (
     ),
 )  # fmt: skip
 
-_GONE = "its executor is gone"
-OLD_NAMES: tuple[OldName, ...] = (
-    OldName("FLAGS_enable_memory_optim", "inference_memory_optim", "it was never a flag, but a method of Paddle Inference's Config"),
-    OldName("paddle.fluid.memory_optimize", "FLAGS_eager_delete_tensor_gb", "executors free temporaries by themselves"),
-    OldName("paddle.fluid.release_memory", "FLAGS_eager_delete_tensor_gb", "executors free temporaries by themselves"),
-    OldName("paddle.fluid.transpiler.memory_optimize", "FLAGS_eager_delete_tensor_gb", "executors free temporaries by themselves"),
-    OldName("paddle.fluid.transpiler.release_memory", "FLAGS_eager_delete_tensor_gb", "executors free temporaries by themselves"),
-    OldName("BuildStrategy.memory_optimize", "FLAGS_eager_delete_tensor_gb", "the attribute is there, and nothing reads it"),
-    OldName("BuildStrategy.enable_inplace", "FLAGS_pir_apply_inplace_pass", "the attribute is there, and nothing reads it"),
-    OldName("FLAGS_limit_of_tmp_allocation", "FLAGS_allocator_strategy", "temporaries come from the same allocator as everything"),
-    OldName(
-        "FLAGS_times_excess_than_required_tmp_allocation", "FLAGS_allocator_strategy",
-        "temporaries come from the same allocator as everything",
-    ),
-    OldName("FLAGS_enable_inplace_whitelist", "FLAGS_pir_apply_inplace_pass", "the executor decides for each operator"),
-    OldName("FLAGS_use_ngraph", "FLAGS_use_onednn", "nGraph is gone"),
-    OldName("FLAGS_memory_optimize_debug", "", "it belonged to memory_optimize of paddle.fluid"),
-    OldName("FLAGS_enable_parallel_graph", "", _GONE),
-    OldName("FLAGS_use_standalone_executor", "", "there is no other executor any more"),
-    OldName("FLAGS_USE_STANDALONE_EXECUTOR", "", "there is no other executor any more"),
-    OldName("FLAGS_enable_eager_mode", "", "there is no other mode outside of static programs any more"),
-    OldName("FLAGS_max_body_size", "", "it belonged to the parameter server of old"),
-    OldName("FLAGS_cpu_deterministic", "", _GONE),
-    OldName("FLAGS_pe_profile_fname", "", _GONE),
-    OldName("FLAGS_use_cuda", "device", "a device is chosen by the engine's setting, not by a flag"),
-    OldName("FLAGS_num_threads", "num_threads", "the engine's setting becomes OMP_NUM_THREADS, which decides"),
-)  # fmt: skip
-#: what remains of ``paddle.fluid`` for any other name below it
-_FLUID = OldName("paddle.fluid", "paddle.static", "paddle.fluid was removed with Paddle 2.5; what lives on is in paddle, paddle.nn and paddle.static")
-#: registered in builds for CUDA and ROCm alone
-GPU_ONLY = frozenset(
-    "FLAGS_" + name
-    for name in (
-        "conv_workspace_size_limit", "conv2d_disable_cudnn", "cublaslt_exhaustive_search_times", "cudnn_batchnorm_spatial_persistent",
-        "cudnn_deterministic", "cudnn_exhaustive_search", "cudnn_exhaustive_search_times", "embedding_deterministic",
-        "enable_cublas_tensor_op_math", "gemm_use_half_precision_compute_type", "selected_gpus", "sync_nccl_allreduce",
-    )
-)  # fmt: skip
 TABLE: tuple[Flag, ...] = LEVERS + FLAGS
 _ROWS = {row.name: row for row in TABLE}
 _OLD = {old.name: old for old in OLD_NAMES}
@@ -288,7 +250,7 @@ def old_name(name: str) -> OldName | None:
     name = canonical(name)
     if name in _OLD:
         return _OLD[name]
-    return dataclasses.replace(_FLUID, name=name) if name.split(".")[:2] == ["paddle", "fluid"] else None
+    return dataclasses.replace(FLUID, name=name) if name.split(".")[:2] == ["paddle", "fluid"] else None
 
 
 def names() -> list[str]:
@@ -306,6 +268,6 @@ def markdown() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| probe | what it does |", "|---|---|", *(f"| {probe} | {text} |" for probe, text in PROBES.items())]
     lines += ["", "| old name | instead | why |", "|---|---|---|"]
-    for old in (*OLD_NAMES, dataclasses.replace(_FLUID, name="paddle.fluid, anything else")):
+    for old in (*OLD_NAMES, dataclasses.replace(FLUID, name="paddle.fluid, anything else")):
         lines.append(f"| `{old.name}` | {f'`{old.replacement}`' if old.replacement else 'nothing'} | {old.reason} |")
     return "\n".join(lines) + "\n"

@@ -1,11 +1,14 @@
 """Which of Paddle's kernels are registered: by Paddle itself, and by the plug-ins that this process has loaded.
 
-Paddle lists its kernels twice. ``_get_all_register_op_kernels`` uses the operator names of its first series, where ``matmul`` is an
-operator of long ago and today's is called ``matmul_v2``. ``_get_registered_phi_kernels``, which is read here, uses the names and
-types that its log and its errors use, too::
+Paddle lists its kernels twice. ``_get_all_register_op_kernels`` has the operator names of old, where ``matmul`` is an operator of
+long ago and today's is called ``matmul_v2``. ``_get_registered_phi_kernels``, which is read here, has the names and types that
+Paddle's log and errors have, too::
 
     matmul -> ["(CPU, Undefined(AnyLayout), float32)", "(npu, Undefined(AnyLayout), int8)", "(ONEDNN, ONEDNN, bfloat16)", …]
                 backend      layout          type
+
+Kernels of the layout ``STRIDED`` make views. They are left out where ``FLAGS_use_stride_kernel`` is off, since Paddle does not
+take them then.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ ANY_PLUGIN = "any plug-in"
 #: device type of kernels that run on the CPU, but not in eager mode
 ONEDNN = "onednn"
 
+_VIEWS = "FLAGS_use_stride_kernel"
 _ENTRY = re.compile(r"\(([A-Za-z_]\w*), ([\w()]+), ([\w()]+)\)")
 #: Paddle's names of backends -> device types; the backend of a plug-in has the plug-in's own name
 _DEVICE_TYPES = {
@@ -61,32 +65,40 @@ class KernelTable:
 
     @classmethod
     def read(cls) -> KernelTable:
-        """What is registered now.
+        """What is registered now, and can be taken with the flags that are set.
 
         Raises:
             UnsupportedError: this Paddle does not tell.
         """
+        import paddle
         from paddle.base import core
 
         registered = getattr(core, "_get_registered_phi_kernels", None)
         if registered is None:
-            import paddle
-
             raise UnsupportedError(
-                f"Paddle {paddle.__version__} does not list its kernels (paddle.base.core._get_registered_phi_kernels is not there), "
+                f"Paddle {paddle.__version__} does not list its kernels: paddle.base.core has no _get_registered_phi_kernels, "
                 "so which ones a plug-in brings cannot be told"
             )
-        return cls.parse(registered("all"))
+        return cls.parse(registered("all"), views=paddle.get_flags(_VIEWS)[_VIEWS])
 
     @classmethod
-    def parse(cls, entries: Mapping[str, Iterable[str]]) -> KernelTable:
-        """The table in Paddle's ``entries``. What is not understood is left out, and kept in ``unparsed``."""
+    def parse(cls, entries: Mapping[str, Iterable[str]], *, views: bool = True) -> KernelTable:
+        """The table in Paddle's ``entries``. What is not understood is left out, and kept in ``unparsed``.
+
+        Args:
+            views: take kernels of the layout ``STRIDED``, too.
+        """
         kernels: dict[str, frozenset[Registration]] = {}
         unparsed: list[str] = []
         for kernel, texts in entries.items():
-            found = {text: _parse(text) for text in texts}
-            kernels[kernel] = frozenset(registration for registration in found.values() if registration is not None)
-            unparsed += [f"{kernel}: {text}" for text, registration in found.items() if registration is None]
+            found: set[Registration] = set()
+            for text in texts:
+                match = _ENTRY.fullmatch(text)
+                if match is None:
+                    unparsed.append(f"{kernel}: {text}")
+                elif views or match[2] != "STRIDED":
+                    found.add(Registration(_DEVICE_TYPES.get(match[1], match[1]), match[3]))
+            kernels[kernel] = frozenset(found)
         if unparsed:
             logger.debug("kernel_table.unparsed %d entries, such as %s", len(unparsed), unparsed[0])
         return cls(kernels, tuple(unparsed))
@@ -111,11 +123,3 @@ class KernelTable:
 @functools.cache
 def _accepted(device_type: str) -> frozenset[str]:
     return frozenset({device_type} if device_type in _BUILT_IN else {device_type, ANY_PLUGIN})
-
-
-def _parse(text: str) -> Registration | None:
-    match = _ENTRY.fullmatch(text)
-    if match is None:
-        return None
-    backend, _, dtype = match.groups()
-    return Registration(_DEVICE_TYPES.get(backend, backend), dtype)

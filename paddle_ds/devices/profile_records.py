@@ -38,7 +38,7 @@ class VersionSet:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """Where to begin on this chip. ``memory_fraction`` is the share of the free device memory that weights and cache may take."""
+    """Where to begin on this chip. ``memory_fraction`` is a share of its whole memory, as ``memory.device_fraction``."""
 
     max_running_requests: int
     max_batch_tokens: int

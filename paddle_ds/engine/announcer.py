@@ -34,6 +34,8 @@ def model_info(loaded: LoadedModel) -> messages.ModelInfo:
         isa_caps=environment.isa_caps(),
         kv_dtype=loaded.plan.kv_dtype,
         kv_scales=loaded.plan.kv_scales or "",
+        device=loaded.device.name,
+        flags={report.name: report.status for report in loaded.flags},
         weight_bytes=loaded.weight_bytes,
         load_s=round(loaded.load_s, 3),
         created=int(time.time()),

@@ -19,18 +19,21 @@ from paddle_ds.devices.base import Device, MemoryStats
 from paddle_ds.devices.discovery import open_device
 from paddle_ds.devices.environment import isa_caps
 from paddle_ds.devices.failures import translating
+from paddle_ds.devices.flags import FlagReport, apply_flags
 from paddle_ds.engine.assets import recipe_for, resolve_model
 from paddle_ds.engine.core import Engine, Limits
-from paddle_ds.errors import ConfigError, ConfigMismatchError, UnsupportedError
+from paddle_ds.errors import ConfigError, ConfigMismatchError, DeviceError, UnsupportedError
 from paddle_ds.kernels.products import Compiled, ProductCount
 from paddle_ds.kernels.registry import NATIVE, REFERENCE, Kernels, choose
 from paddle_ds.logs import fields
 from paddle_ds.models import Decoder
+from paddle_ds.runtime.coverage import decode_fallbacks
 from paddle_ds.runtime.fitting import fitting_runner
 from paddle_ds.runtime.loader import load_decoder
 from paddle_ds.runtime.memory_plan import MemoryPlan, make_plan, readable_bytes
 from paddle_ds.runtime.model_runner import ModelRunner
 from paddle_ds.runtime.sampler import Sampler
+from paddle_ds.runtime.watchdog import Watchdog
 from paddle_ds.sched import BlockPool, Scheduler
 from paddle_ds.settings import Settings
 from paddle_ds.text import Tokenizer
@@ -45,6 +48,8 @@ class LoadedModel:
     engine: Engine
     runner: ModelRunner
     device: Device
+    #: the flags of ``memory`` and what came of each
+    flags: list[FlagReport]
     tokenizer: Tokenizer
     model: ModelConfig
     directory: Path
@@ -98,6 +103,7 @@ class _Machine:
     """What a configuration runs on, known before a checkpoint is opened."""
 
     device: Device
+    flags: list[FlagReport]
     kernels: Kernels
     compiled: Compiled | None
     products: ProductCount
@@ -106,13 +112,17 @@ class _Machine:
     def of(cls, config: EngineConfig, settings: Settings | None = None) -> _Machine:
         extra_profiles = Path(settings.device_profiles) if settings and settings.device_profiles else None
         device = open_device(config.device, extra_profiles)
+        flags = apply_flags(
+            config.memory.wanted(), device, strict=config.strict
+        )  # before the first tensor: it makes the allocator
+        _check_preflight(device)
         device.activate()
         on_cpu = device.type == "cpu"
         kernels = choose(device, strict=config.strict and on_cpu)  # elsewhere it is known only with the model what is used
         _check_block_tokens(config, kernels)
         compiled = Compiled.here() if NATIVE in kernels.chosen.values() else None
         best = compiled.best_product if compiled else REFERENCE
-        return cls(device, kernels, compiled, ProductCount(kernels.int8_linear, best, strict=config.strict))
+        return cls(device, flags, kernels, compiled, ProductCount(kernels.int8_linear, best, strict=config.strict))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +148,20 @@ def _read(checkpoint: Checkpoint, config: EngineConfig, machine: _Machine, progr
     plan = make_plan(*inputs) if on_cpu else make_plan(*inputs, base_bytes=0)
     _log_plan(checkpoint, recipe, plan)
     kernels = dataclasses.replace(machine.kernels, int8_linear=machine.products)
-    with translating(machine.device.name):
-        decoder = load_decoder(checkpoint, recipe, kernels, progress, map_embedding=on_cpu)
+    watchdog = Watchdog(None if on_cpu else config.step_timeout_s)
+
+    def told(share: float) -> None:
+        watchdog.calm()
+        progress(share)
+
+    with translating(machine.device.name), watchdog:
+        decoder = load_decoder(checkpoint, recipe, kernels, told, map_embedding=on_cpu)
     return _Weights(tokenizer, recipe, plan, decoder, checkpoint.directory, checkpoint.format, kv_scheme)
 
 
 def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, started_s: float) -> LoadedModel:
-    _return_free_memory()
+    if config.memory.trim_after_load:
+        _return_free_memory()
     tokenizer, decoder, kernels = weights.tokenizer, weights.decoder, machine.kernels
     runner, plan = fitting_runner(
         decoder,
@@ -161,6 +178,7 @@ def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, starte
         engine=Engine(scheduler, runner, limits),
         runner=runner,
         device=machine.device,
+        flags=machine.flags,
         tokenizer=tokenizer,
         model=decoder.config,
         directory=weights.directory,
@@ -177,17 +195,28 @@ def _assemble(weights: _Weights, config: EngineConfig, machine: _Machine, starte
         load_s=time.monotonic() - started_s,
     )
     if config.strict and machine.device.type != "cpu":
-        from paddle_ds.runtime.coverage import decode_fallbacks  # noqa: F401
-
         _refuse_fallbacks(loaded)
     _log_loaded(loaded)
     return loaded
 
 
+def _check_preflight(device: Device) -> None:
+    """Say what the device warns of.
+
+    Raises:
+        DeviceError: it cannot be used at all.
+    """
+    for problem in device.preflight():
+        if problem.level == "error":
+            raise DeviceError(f"device {device.name}: {problem.text}. {problem.fix}")
+        logger.warning("device.problem", extra=fields(device=device.name, problem=problem.text, fix=problem.fix))
+
+
 def _memory(device: Device, config: EngineConfig) -> MemoryStats:
     """Of ``device``; without a limit where it tells none and the size of the cache was given: loading finds out what fits."""
     if device.type == "cpu" or "memory_stats" in device.capabilities.ops:
-        return device.memory_stats()
+        stats = device.memory_stats()
+        return MemoryStats(stats.total_bytes, config.memory.usable_bytes(stats.total_bytes, stats.available_bytes))
     if config.cache.max_tokens is None and config.cache.max_bytes is None:
         reason = device.capabilities.missing.get("memory_stats", "it has no such capability")
         raise ConfigError(f"device {device.name} does not tell its memory ({reason}); set cache.max_tokens or cache.max_bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from paddle_ds import settings
 from paddle_ds.config.engine import EngineConfig, Quant
 from paddle_ds.config.sampling import SamplingParams
 from paddle_ds.devices import environment
+from paddle_ds.devices.flags import before_paddle
 from paddle_ds.engine.answers import Answer, Job, collect
 from paddle_ds.engine.progress_bar import LoadingBar, ProgressBar
 from paddle_ds.errors import ChatTemplateError, InvalidRequest
@@ -100,6 +102,7 @@ class LLM:
         # a batch job is the only caller: it may hand over as many prompts as it likes
         scheduler = dataclasses.replace(config.scheduler, max_waiting_requests=sys.maxsize)
         config = dataclasses.replace(config, scheduler=scheduler)
+        os.environ.update(before_paddle(config.memory.wanted()))  # first: the profile of the chip sets only what is not set
         environment.prepare(config.num_threads or current.num_threads, config.device, current.device_profiles)
         environment.import_paddle()
         from paddle_ds.engine.build import load

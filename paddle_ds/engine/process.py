@@ -24,9 +24,9 @@ import psutil
 from paddle_ds import logs, settings
 from paddle_ds.config.engine import EngineConfig, from_mapping
 from paddle_ds.devices import environment
+from paddle_ds.devices.flags import before_paddle
 from paddle_ds.engine.announcer import Announcer
 from paddle_ds.engine.core import Engine, Failure, Progress
-from paddle_ds.engine.watchdog import Watchdog
 from paddle_ds.errors import DeviceLost, EngineUnavailable, InternalError, PaddleDSError
 from paddle_ds.ipc import messages
 from paddle_ds.ipc.parent import end_with_parent
@@ -60,7 +60,6 @@ class EngineLoop:
         engine: Engine,
         stop: Stop,
         fallback_ops: dict[str, int] | None = None,
-        watchdog: Watchdog | None = None,
         device: Device | None = None,
     ) -> None:
         self._server = server
@@ -70,7 +69,6 @@ class EngineLoop:
         self._next_stats_s = 0.0
         self._process = psutil.Process()
         self._fallback_ops = fallback_ops or {}
-        self._watchdog = watchdog or Watchdog(None)
         self._device = device
         self._device_metrics: dict[str, float] = {}
         self._next_metrics_s = 0.0
@@ -80,9 +78,7 @@ class EngineLoop:
         while not self._stop.is_set() and self._engine.lost is None:
             self._take_messages(wait_s=0 if self._engine.has_work else _IDLE_S)
             if self._engine.has_work:
-                with self._watchdog:
-                    progress = self._engine.step()
-                self._publish(progress)
+                self._publish(self._engine.step())
             self._publish_stats()
         self._fail_rest()
 
@@ -219,19 +215,13 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
     stop = StopFlag()
     _take_signals(stop)
     announcer = Announcer(socket_path)
-    watchdog = Watchdog(config.step_timeout_s if config.device != "cpu" else None)
     try:
         # seconds of work, done after the socket has begun to answer
         environment.import_paddle(keep_signal_handlers=False)
         _take_signals(stop)
         from paddle_ds.engine.build import load
 
-        def progress(share: float) -> None:
-            watchdog.calm()
-            announcer.progress(share)
-
-        with watchdog:
-            loaded = load(config, current, progress)
+        loaded = load(config, current, announcer.progress)
     except Exception as error:
         known = error if isinstance(error, PaddleDSError) else InternalError(f"loading failed: {error!r}")
         logger.error("model.failed", extra=fields(code=known.code, reason=known.message), exc_info=known is not error)
@@ -244,7 +234,7 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
         return 1
     announcer.ready(loaded)
     fallbacks = {f"{op}@{config.device}": 1 for op in loaded.fallbacks}
-    EngineLoop(announcer.server, loaded.engine, stop, fallbacks, watchdog, loaded.device).run()
+    EngineLoop(announcer.server, loaded.engine, stop, fallbacks, loaded.device).run()
     if loaded.engine.lost is not None:
         announcer.failed(loaded.engine.lost)
         return _leave(announcer)
@@ -269,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(current.log_level, current.log_format)
     end_with_parent()
     config: EngineConfig = from_mapping(EngineConfig, json.loads(options.config.read_text()), str(options.config))
+    os.environ.update(before_paddle(config.memory.wanted()))  # first: the profile of the chip sets only what is not set
     environment.prepare(config.num_threads or current.num_threads, config.device, current.device_profiles)
     return serve(options.socket, config, current)
 

@@ -112,6 +112,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     #: what the KV cache holds, and for ``int8`` whether its scales are ``dynamic`` or ``static``
     kv_dtype: str = ""
     kv_scales: str = ""
+    #: where the model is
+    device: str = ""
+    #: flag of the section ``memory`` -> ``effective``, ``no effect here`` …
+    flags: dict[str, str] = {}
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag="info"):

@@ -12,6 +12,7 @@ A step's tokens lie one after the other, request by request (a ragged batch)::
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,11 @@ IntArray = npt.NDArray[np.int32]
 
 #: cache slots that the reference gathers for one batched decode attention, which bounds its temporary memory
 MAX_GATHERED_SLOTS = 1 << 16
+
+#: elements of the masks that one request's prompt keeps for a step (4 bytes each)
+_MAX_KEPT_MASK = 1 << 24
+#: attention scores held at a time, which bounds the temporary memory of a long prompt (4 bytes each, three copies)
+_MAX_SCORES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,20 @@ class BatchLayout:
                 first = last + 1
         return tuple(groups)
 
+    def rows_at_a_time(self, num_heads: int, context: int) -> int:
+        """Rows of a prompt whose attention scores are held at the same time."""
+        return max(1, _MAX_SCORES // (num_heads * context))
+
+    def stage(self, num_heads: int) -> None:
+        """Upload all that the attention of a step will read, before the step has begun.
+
+        An upload waits for the device. Behind work that never ends it would wait for ever, and nobody could tell why.
+        """
+        assert all(len(group.rows) for group in self.decode_groups)
+        for group in self.prefill_groups:
+            for _ in group.masks(self.rows_at_a_time(num_heads, int(group.slots.shape[0]))):
+                pass
+
     def _decode(self, members: npt.NDArray[np.intp]) -> DecodeGroup:
         lengths = self.context_lens[members]
         longest = int(lengths.max())
@@ -70,6 +90,7 @@ class BatchLayout:
         visible = np.arange(longest)[None, :] < lengths[:, None]
         return DecodeGroup(
             rows=self.query_starts[members],
+            row_ids=upload(self.query_starts[members]),
             slots=upload(slots.reshape(-1)),
             mask=upload(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None, None, :]),
         )
@@ -93,9 +114,12 @@ class BatchLayout:
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """``rows`` int32 [S], on the host; ``slots`` int64 [S * L]; ``mask`` float32 [S, 1, 1, L], L the longest context."""
+    """``rows`` int32 [S], on the host, and ``row_ids``, the same as a tensor; ``slots`` int64 [S * L]; ``mask`` float32
+    [S, 1, 1, L], L the longest context.
+    """
 
     rows: IntArray
+    row_ids: paddle.Tensor
     slots: paddle.Tensor
     mask: paddle.Tensor
 
@@ -108,3 +132,27 @@ class PrefillGroup:
     stop: int
     first_position: int
     slots: paddle.Tensor
+
+    def masks(self, most_rows: int) -> Iterator[tuple[int, int, paddle.Tensor]]:
+        """Rows of the batch, at most ``most_rows`` a piece: the first, the one behind the last, and the mask float32 [rows, L].
+
+        Every layer wants the same masks. They are kept for the step where they are not too large.
+        """
+        keep = (self.stop - self.start) * self.slots.shape[0] <= _MAX_KEPT_MASK
+        for start in range(self.start, self.stop, most_rows):
+            stop = min(start + most_rows, self.stop)
+            mask = self._kept.get((start, stop))
+            if mask is None:
+                mask = self._mask(start, stop)
+            if keep:
+                self._kept[start, stop] = mask
+            yield start, stop, mask
+
+    @functools.cached_property
+    def _kept(self) -> dict[tuple[int, int], paddle.Tensor]:
+        return {}
+
+    def _mask(self, start: int, stop: int) -> paddle.Tensor:
+        positions = self.first_position + np.arange(start - self.start, stop - self.start)
+        visible = np.arange(self.slots.shape[0])[None, :] <= positions[:, None]
+        return upload(np.where(visible, 0.0, -np.inf).astype(np.float32))

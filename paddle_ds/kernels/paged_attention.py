@@ -14,11 +14,6 @@ import paddle.nn.functional as F
 from paddle_ds.kernels.cache import KvCache, KvDtype, StaticScales, static_tensors
 from paddle_ds.kernels.int8_linear import quantize_activations
 from paddle_ds.kernels.layout import BatchLayout, DecodeGroup, PrefillGroup
-from paddle_ds.kernels.upload import upload
-
-#: attention scores held at a time, which bounds the temporary memory of a long prompt (4 bytes each, three copies)
-_MAX_SCORES = 1 << 23
-
 
 #: slots int64 [L] -> float32 [L, kv_heads, D]
 Rows = Callable[[paddle.Tensor], paddle.Tensor]
@@ -37,9 +32,10 @@ def reference(query: paddle.Tensor, keys: Rows, values: Rows, layout: BatchLayou
     num_tokens = query.shape[0]
     pieces: list[tuple[int, paddle.Tensor]] = []
     for group in layout.prefill_groups:
-        pieces.append((group.start, _prefill(query, keys, values, group)))
+        rows_at_a_time = layout.rows_at_a_time(query.shape[1], int(group.slots.shape[0]))
+        pieces.append((group.start, _prefill(query, keys, values, group, rows_at_a_time)))
     for decode in layout.decode_groups:
-        rows = paddle.gather(query, upload(decode.rows))
+        rows = paddle.gather(query, decode.row_ids)
         out = _decode(rows, keys, values, decode)
         if len(decode.rows) == num_tokens and bool((np.diff(decode.rows) == 1).all()):
             return out
@@ -58,20 +54,14 @@ def _decode(query: paddle.Tensor, keys: Rows, values: Rows, group: DecodeGroup) 
     return paddle.matmul(weights, v).reshape([num_rows, heads * dim])
 
 
-def _prefill(query: paddle.Tensor, keys: Rows, values: Rows, group: PrefillGroup) -> paddle.Tensor:
+def _prefill(query: paddle.Tensor, keys: Rows, values: Rows, group: PrefillGroup, rows_at_a_time: int) -> paddle.Tensor:
     _, heads, dim = query.shape
     k, v = keys(group.slots), values(group.slots)
     kv_heads = k.shape[1]
     k = k.transpose([1, 2, 0]).unsqueeze(1)
     v = v.transpose([1, 0, 2]).unsqueeze(1)
-    context = int(group.slots.shape[0])
-    rows = max(1, _MAX_SCORES // (heads * context))
     pieces = []
-    for start in range(group.start, group.stop, rows):
-        stop = min(start + rows, group.stop)
-        positions = group.first_position + np.arange(start - group.start, stop - group.start)
-        visible = np.arange(context)[None, :] <= positions[:, None]
-        mask = upload(np.where(visible, 0.0, -np.inf).astype(np.float32))
+    for start, stop, mask in group.masks(rows_at_a_time):
         q = query[start:stop].transpose([1, 0, 2]).reshape([kv_heads, heads // kv_heads, stop - start, dim])
         weights = F.softmax(paddle.matmul(q * dim**-0.5, k) + mask, axis=-1)
         out = paddle.matmul(weights, v).reshape([heads, stop - start, dim])

@@ -15,6 +15,7 @@ from paddle_ds.kernels.upload import upload
 from paddle_ds.layers import RotaryTable
 from paddle_ds.models import Decoder
 from paddle_ds.runtime.sampler import Sampler
+from paddle_ds.runtime.watchdog import Watchdog
 from paddle_ds.sched import Chunk, SampledToken, StepPlan
 
 
@@ -43,6 +44,7 @@ class ModelRunner:
         self._sampler = sampler
         self._device = device if device is not None and device.type != "cpu" else None
         self._step_timeout_s = step_timeout_s
+        self._watchdog = Watchdog(step_timeout_s)
         self.block_tokens = block_tokens
         self.capacity_tokens = num_blocks * block_tokens
         self._rotary = RotaryTable(decoder.config)
@@ -58,14 +60,16 @@ class ModelRunner:
         """
         if self._device is None:
             return self._execute(plan)
-        with translating(self._device.name):
+        with translating(self._device.name), self._watchdog:
             return self._execute(plan)
 
     def _execute(self, plan: StepPlan) -> list[SampledToken]:
         with paddle.no_grad():
-            hidden = self._forward(plan.chunks)
             rows = [row for row, chunk in zip(_last_rows(plan.chunks), plan.chunks, strict=True) if chunk.sample]
-            logits = self.decoder.logits(_take_rows(hidden, rows)) if rows else None
+            row_ids = upload(np.array(rows)) if 0 < len(rows) < plan.num_tokens else None
+            hidden = self._forward(plan.chunks)
+            sampled = hidden if row_ids is None else paddle.gather(hidden, row_ids)
+            logits = self.decoder.logits(sampled) if rows else None
             if self._device is not None:  # before a download, which could not be given up
                 self._device.synchronize(self._step_timeout_s)
             if logits is None:
@@ -80,7 +84,10 @@ class ModelRunner:
 
     def _forward(self, chunks: tuple[Chunk, ...]) -> paddle.Tensor:
         ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
-        return self.decoder.hidden(upload(ids), self._cache, self._layout(chunks))
+        layout = self._layout(chunks)
+        if self._device is not None:
+            layout.stage(self.decoder.config.num_heads)
+        return self.decoder.hidden(upload(ids), self._cache, layout)
 
     def _layout(self, chunks: tuple[Chunk, ...]) -> BatchLayout:
         lengths = [chunk.num_tokens for chunk in chunks]
@@ -111,7 +118,3 @@ def _static_scales(kv_scheme: KvScheme | None) -> StaticScales | None:
 
 def _last_rows(chunks: tuple[Chunk, ...]) -> list[int]:
     return [int(stop) - 1 for stop in np.cumsum([chunk.num_tokens for chunk in chunks])]
-
-
-def _take_rows(hidden: paddle.Tensor, rows: list[int]) -> paddle.Tensor:
-    return hidden if len(rows) == hidden.shape[0] else paddle.gather(hidden, upload(np.array(rows)))

@@ -8,9 +8,9 @@ import stat
 import time
 from pathlib import Path
 
-import monitor_samples as samples
 import pytest
 
+from devices import monitor_samples as samples
 from paddle_ds.devices import monitor
 from paddle_ds.devices.monitor import parse, read_monitor
 from paddle_ds.devices.profile import DeviceProfile, Monitor, profiles

@@ -1,6 +1,6 @@
 """A plug-in that shows Paddle devices which are not there: built here, started with the variables from :func:`environment`.
 
-    result = subprocess.run([sys.executable, "-c", program], env={**os.environ, **emulated_device.environment("npu")}, timeout=60)
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **emulated_device.environment("npu")}, timeout=60)
 
 In such a process :func:`counters` tells what reached the devices, :func:`arm` injects faults. See README.md.
 """
@@ -8,7 +8,7 @@ In such a process :func:`counters` tells what reached the devices, :func:`arm` i
 from __future__ import annotations
 
 from emulated_device.build import build
-from emulated_device.control import CommandCount, Counters, arm, counters, hold, overrun, release, reset_counters
+from emulated_device.control import CommandCount, Counters, arm, counters, hold, overrun, read, release, reset_counters
 from emulated_device.variables import environment
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "environment",
     "hold",
     "overrun",
+    "read",
     "release",
     "reset_counters",
 ]

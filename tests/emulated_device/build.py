@@ -19,9 +19,20 @@ SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libemulated_device.so"
 
 # no -ffast-math and no contraction: results are those of plain loops, on every machine the same
-_FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
-# worker threads outlive Paddle's handle on the library, so it must stay mapped
-_LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,nodelete")
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-ftree-vectorize",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+# worker threads outlive Paddle's handle on the library, so it must stay mapped; a symbol that Paddle declares but does not
+# export (3.3.1: PD_ScalarGetDataType) is to be found out here, not when it is called
+_LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,-z,defs", "-Wl,-z,now")
 
 
 def build(cache_dir: Path | None = None) -> Path:
@@ -87,7 +98,9 @@ def _compile(target: Path, directory: Path) -> None:
         ]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(_run, commands))
-        libraries = [str(path) for path in (paddle / "libs" / "libphi_core.so", paddle / "libs" / "libcommon.so") if path.exists()]
+        libraries = [
+            str(path) for path in (paddle / "libs" / "libphi_core.so", paddle / "libs" / "libcommon.so") if path.exists()
+        ]
         partial = Path(scratch) / LIBRARY
         _run([*_compiler(), *_LINK_FLAGS, "-o", str(partial), *map(str, objects), *libraries])
         partial.rename(target)

@@ -99,6 +99,19 @@ def hold(device: int = 0) -> None:
     _library().emulated_hold(device)
 
 
+def read(address: int, num_bytes: int, device: int = 0) -> bytes:
+    """What lies at a device address, copied as Paddle would have it copied.
+
+    Raises:
+        OSError: the plug-in refuses, as it does for an address that is none of this device.
+    """
+    buffer = ctypes.create_string_buffer(num_bytes)
+    status = _library().emulated_read(device, ctypes.c_void_p(address), buffer, ctypes.c_size_t(num_bytes))
+    if status != 0:
+        raise OSError(f"the device refuses to copy {num_bytes} bytes at {address:#x}: status {status}")
+    return buffer.raw
+
+
 def overrun(address: int, device: int = 0) -> None:
     """Damage the guard bytes behind the block at a device address, to see that it is found out when the block is freed."""
     assert _library().emulated_overrun(device, ctypes.c_void_p(address)) == 0, f"no block at {address:#x}"

@@ -8,8 +8,12 @@
 namespace emulated {
 namespace {
 
+// Paddle copies empty tensors, too, from and to no memory at all.
+C_Status nothing(const Device& device) { return device.lost() ? C_ERROR : C_SUCCESS; }
+
 C_Status copy_h2d(const C_Device device, void* dst, const void* src, size_t bytes) {
   Device& target = device_of(device);
+  if (bytes == 0) return nothing(target);
   char* real = target.translate(dst, bytes, "copy_h2d");
   if (real == nullptr) return C_ERROR;
   return target.run_now("copy_h2d", bytes, {real, bytes}, [=] { std::memcpy(real, src, bytes); });
@@ -17,6 +21,7 @@ C_Status copy_h2d(const C_Device device, void* dst, const void* src, size_t byte
 
 C_Status copy_d2h(const C_Device device, void* dst, const void* src, size_t bytes) {
   Device& source = device_of(device);
+  if (bytes == 0) return nothing(source);
   const char* real = source.translate(src, bytes, "copy_d2h");
   if (real == nullptr) return C_ERROR;
   return source.run_now("copy_d2h", bytes, {static_cast<char*>(dst), bytes}, [=] { std::memcpy(dst, real, bytes); });
@@ -24,6 +29,7 @@ C_Status copy_d2h(const C_Device device, void* dst, const void* src, size_t byte
 
 // Between two devices as well; it counts for the one that is read.
 C_Status copy_between(Device& to, Device& from, void* dst, const void* src, size_t bytes) {
+  if (bytes == 0) return nothing(from);
   char* real_dst = to.translate(dst, bytes, "copy_d2d");
   const char* real_src = from.translate(src, bytes, "copy_d2d");
   if (real_dst == nullptr || real_src == nullptr) return C_ERROR;
@@ -42,6 +48,7 @@ C_Status copy_p2p(const C_Device to, const C_Device from, void* dst, const void*
 // The source may change as soon as this returns, so it is copied now; it arrives when the stream comes to it.
 C_Status async_copy_h2d(const C_Device device, C_Stream stream, void* dst, const void* src, size_t bytes) {
   Device& target = device_of(device);
+  if (bytes == 0) return nothing(target);
   char* real = target.translate(dst, bytes, "copy_h2d");
   if (real == nullptr) return C_ERROR;
   const std::shared_ptr<char[]> staged(new char[bytes]);
@@ -55,6 +62,7 @@ C_Status async_copy_h2d(const C_Device device, C_Stream stream, void* dst, const
 // The host may read the target as soon as this returns, so it waits.
 C_Status async_copy_d2h(const C_Device device, C_Stream stream, void* dst, const void* src, size_t bytes) {
   Device& source = device_of(device);
+  if (bytes == 0) return nothing(source);
   const char* real = source.translate(src, bytes, "copy_d2h");
   if (real == nullptr) return C_ERROR;
   Stream& queue = *reinterpret_cast<Stream*>(stream);
@@ -66,6 +74,7 @@ C_Status async_copy_d2h(const C_Device device, C_Stream stream, void* dst, const
 }
 
 C_Status async_copy_between(Device& to, Device& from, C_Stream stream, void* dst, const void* src, size_t bytes) {
+  if (bytes == 0) return nothing(from);
   char* real_dst = to.translate(dst, bytes, "copy_d2d");
   const char* real_src = from.translate(src, bytes, "copy_d2d");
   if (real_dst == nullptr || real_src == nullptr) return C_ERROR;
@@ -85,6 +94,7 @@ C_Status async_copy_p2p(const C_Device to, const C_Device from, C_Stream stream,
 
 C_Status memory_set(const C_Device device, void* address, unsigned char value, size_t bytes) {
   Device& target = device_of(device);
+  if (bytes == 0) return nothing(target);
   char* real = target.translate(address, bytes, "memory_set");
   if (real == nullptr) return C_ERROR;
   return target.run_now("memory_set", bytes, {real, bytes}, [=] { std::memset(real, value, bytes); });

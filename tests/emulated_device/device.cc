@@ -47,7 +47,7 @@ void Device::note_violation(const std::string& what) {
 C_Status Device::submit(Stream& stream, const std::string& command, size_t bytes, std::vector<Written> written,
                         Stream::Work work) {
   const CommandFault fault = on_command(logical, command);
-  if (fault.lost) lose();
+  if (fault.lost || fault.gone) lose(fault.gone);
   if (lost() || fault.launch_error) return C_ERROR;
   count(command, bytes);
   if (fault.stuck) stream.hold();
@@ -66,7 +66,7 @@ C_Status Device::submit(Stream& stream, const std::string& command, size_t bytes
 
 C_Status Device::run_now(const std::string& command, size_t bytes, Written written, const std::function<void()>& work) {
   const CommandFault fault = on_command(logical, command);
-  if (fault.lost) lose();
+  if (fault.lost || fault.gone) lose(fault.gone);
   if (lost() || fault.launch_error || fault.kernel_error) return C_ERROR;
   count(command, bytes);
   if (fault.stuck) hold_streams();
@@ -78,28 +78,29 @@ C_Status Device::run_now(const std::string& command, size_t bytes, Written writt
 }
 
 Stream* Device::make_stream() {
-  auto* stream = new Stream(*this);
+  const std::shared_ptr<Stream> stream = Stream::start(*this);
   std::lock_guard<std::mutex> lock(mutex_);
-  streams_.insert(stream);
-  return stream;
+  streams_[stream.get()] = stream;
+  return stream.get();
 }
 
 void Device::drop_stream(Stream* stream) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    streams_.erase(stream);
-  }
-  Stream::retire(stream);
+  std::lock_guard<std::mutex> lock(mutex_);
+  stream->retire();
+  streams_.erase(stream);
 }
 
-std::vector<Stream*> Device::streams() {
+// Shares, so that none ends while it is waited for.
+std::vector<std::shared_ptr<Stream>> Device::streams() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return {streams_.begin(), streams_.end()};
+  std::vector<std::shared_ptr<Stream>> result;
+  for (const auto& [address, stream] : streams_) result.push_back(stream);
+  return result;
 }
 
 C_Status Device::synchronize() {
   C_Status status = lost() ? C_ERROR : C_SUCCESS;
-  for (Stream* stream : streams()) {
+  for (const auto& stream : streams()) {
     const C_Status one = stream->synchronize();
     if (status == C_SUCCESS) status = one;
   }
@@ -107,27 +108,28 @@ C_Status Device::synchronize() {
 }
 
 void Device::wait_idle() {
-  for (Stream* stream : streams()) stream->wait_idle();
+  for (const auto& stream : streams()) stream->wait_idle();
 }
 
 bool Device::any_held() {
-  for (const Stream* stream : streams()) {
+  for (const auto& stream : streams()) {
     if (stream->held()) return true;
   }
   return false;
 }
 
 void Device::hold_streams() {
-  for (Stream* stream : streams()) stream->hold();
+  for (const auto& stream : streams()) stream->hold();
 }
 
 void Device::release_streams() {
-  for (Stream* stream : streams()) stream->release();
+  for (const auto& stream : streams()) stream->release();
 }
 
-void Device::lose() {
+void Device::lose(bool gone) {
+  gone_ = gone;
   lost_ = true;
-  for (Stream* stream : streams()) stream->wake();
+  for (const auto& stream : streams()) stream->wake();
 }
 
 void Device::count(const std::string& command, size_t bytes) {

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -48,7 +48,9 @@ struct Device {
   void release_streams();
 
   bool lost() const { return lost_.load(); }
-  void lose();
+  // Lost, and even calls that only keep the books fail.
+  bool gone() const { return gone_.load(); }
+  void lose(bool gone);
 
   const int logical;
   const int physical;
@@ -59,11 +61,12 @@ struct Device {
 
  private:
   void count(const std::string& command, size_t bytes);
-  std::vector<Stream*> streams();
+  std::vector<std::shared_ptr<Stream>> streams();
 
   std::atomic<bool> lost_{false};
+  std::atomic<bool> gone_{false};
   std::mutex mutex_;
-  std::set<Stream*> streams_;
+  std::map<Stream*, std::shared_ptr<Stream>> streams_;
   std::map<std::string, CommandCount> commands_;
 };
 

@@ -53,7 +53,7 @@ uint64_t take_number(std::string& text, char mark, uint64_t absent) {
 }
 
 Rule parse(const std::string& whole) {
-  static const std::set<std::string> kinds = {"allocation", "stuck", "lost", "launch_error", "kernel_error", "nan"};
+  static const std::set<std::string> kinds = {"allocation", "stuck", "lost", "gone", "launch_error", "kernel_error", "nan"};
   std::string text = whole;
   const uint64_t device = take_number(text, '#', UINT64_MAX);
   const uint64_t times = take_number(text, '*', UINT64_MAX);
@@ -97,6 +97,7 @@ CommandFault on_command(int device, const std::string& command) {
     if (rule.kind == "allocation" || !rule.hits(device, command)) continue;
     fault.stuck |= rule.kind == "stuck";
     fault.lost |= rule.kind == "lost";
+    fault.gone |= rule.kind == "gone";
     fault.launch_error |= rule.kind == "launch_error";
     fault.kernel_error |= rule.kind == "kernel_error";
     fault.nan |= rule.kind == "nan";

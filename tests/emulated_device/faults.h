@@ -4,7 +4,8 @@
 //
 //   allocation       an allocation is refused, as if memory were full
 //   stuck            the stream of the command takes no work any more, so waiting for it takes for ever
-//   lost             the device is gone: every call answers with an error
+//   lost             work, waiting for work and allocations are errors from now on; what only keeps the books still succeeds
+//   gone             every call is an error from now on: Paddle ends the process as soon as it frees something
 //   launch_error     the command is refused when it is launched
 //   kernel_error     the command fails when it runs; who waits for the stream is told
 //   nan              the command leaves NaN in the floats that it writes; a copy leaves bytes of 0xff
@@ -19,6 +20,7 @@ namespace emulated {
 struct CommandFault {
   bool stuck = false;
   bool lost = false;
+  bool gone = false;
   bool launch_error = false;
   bool kernel_error = false;
   bool nan = false;

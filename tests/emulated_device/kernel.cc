@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "paddle/common/enforce.h"
 #include "settings.h"
 
 namespace emulated {
@@ -29,6 +30,8 @@ size_t size_of(Type type) {
     default: throw std::runtime_error("no kernel knows type " + std::to_string(type));
   }
 }
+
+void refuse(const std::string& why) { PADDLE_THROW(common::errors::External("CustomDevice error: %s", why)); }
 
 Launch::Launch(const Context& context, const char* kernel)
     : context_(context), kernel_(kernel), stream_(*static_cast<Stream*>(context.stream())) {}
@@ -80,11 +83,12 @@ void Launch::run(std::function<void()> work) {
   });
   if (status != C_SUCCESS) {
     const std::string why = stream_.device().lost() ? "the device is lost" : "the launch was refused";
-    throw std::runtime_error("CustomDevice error C_ERROR: kernel " + kernel_ + ": " + why);
+    throw std::runtime_error("kernel " + kernel_ + ": " + why);
   }
 }
 
 Registry::Registry(const std::string& chosen) {
+  if (chosen.empty()) throw std::runtime_error("EMULATED_DEVICE_KERNELS is empty");
   for (const std::string& piece : split(chosen, ',')) {
     if (piece == "full") {
       full_ = true;

@@ -43,6 +43,23 @@ struct Operand {
   }
 };
 
+// Throws an exception of Paddle's: it ends the process on others.
+[[noreturn]] void refuse(const std::string& why);
+
+// A kernel whose std::runtime_error becomes one.
+template <auto kernel>
+struct Guarded;
+template <typename... Arguments, void (*kernel)(Arguments...)>
+struct Guarded<kernel> {
+  static void call(Arguments... arguments) {
+    try {
+      kernel(arguments...);
+    } catch (const std::runtime_error& error) {
+      refuse(error.what());
+    }
+  }
+};
+
 class Launch {
  public:
   Launch(const Context& context, const char* kernel);
@@ -82,7 +99,8 @@ class Registry {
     if (!wants(name)) return;
     phi::capi::CustomKernelArgsParseFunctor<decltype(kernel)> parsed;
     Arguments arguments{parsed.in_args_type, parsed.attr_args_type, parsed.out_args_type};
-    offer(name, types, result, arguments, CUSTOM_PHI_KERNEL(*kernel), CUSTOM_PHI_VARIADIC_KERNEL(*kernel));
+    constexpr auto call = &Guarded<kernel>::call;
+    offer(name, types, result, arguments, CUSTOM_PHI_KERNEL(*call), CUSTOM_PHI_VARIADIC_KERNEL(*call));
   }
 
   // Throws where a name that was asked for is none of a kernel.

@@ -76,16 +76,15 @@ void cast(const Context& context, const Tensor& x, Type type, Tensor* out) {
 }
 
 void fill_with(Launch& launch, const Operand& to, const Scalar& value) {
-  const bool whole = value.dtype() == Type::INT64 || value.dtype() == Type::INT32;
-  const int64_t integer = whole ? value.to<int64_t>() : 0;
-  const double number = whole ? 0 : value.to<double>();
+  // a double does not hold every integer
+  const bool integers = widest_type(to.type) == Type::INT64;
+  const int64_t integer = integers ? value.to<int64_t>() : 0;
+  const double number = integers ? 0 : value.to<double>();
   launch.run([=] {
     const int64_t size = to.size();
     visit_any(to.type, [&](auto type) {
       using T = decltype(type);
-      // a double does not hold every integer
-      const T constant = whole ? converted<int64_t, T>(integer) : converted<double, T>(number);
-      for (int64_t i = 0; i < size; ++i) to.as<T>()[i] = constant;
+      std::fill_n(to.as<T>(), size, integers ? converted<int64_t, T>(integer) : converted<double, T>(number));
     });
   });
 }

@@ -86,6 +86,12 @@ void scale(const Context& context, const Tensor& x, const Scalar& factor, const 
   });
 }
 
+// What `tensor / number` calls.
+void div_scale(const Context& context, const Tensor& x, const Scalar& divisor, Tensor* out) {
+  const double by = divisor.to<double>();
+  launch_floats(context, "div_scale", x, out, [=](auto v) { return v / static_cast<decltype(v)>(by); });
+}
+
 // NaN stays NaN.
 void clip(const Context& context, const Tensor& x, const Scalar& low, const Scalar& high, Tensor* out) {
   const double least = low.to<double>(), most = high.to<double>();
@@ -121,6 +127,7 @@ void register_elementwise(Registry& registry) {
   registry.add<&silu>("silu", kFloats);
   registry.add<&round>("round", kFloats);
   registry.add<&scale>("scale", kNumbers);
+  registry.add<&div_scale>("div_scale", kFloats);
   registry.add<&clip>("clip", kNumbers);
   registry.add<&isfinite>("isfinite", kNumbers, Type::BOOL);
   registry.add<&isnan>("isnan", kNumbers, Type::BOOL);

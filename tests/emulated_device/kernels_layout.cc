@@ -67,6 +67,15 @@ void transpose(const Context& context, const Tensor& x, const std::vector<int>& 
   launch.run([=] { copy(turned, to); });
 }
 
+// Elements stay in their order: only the shape, which Paddle has inferred, is another.
+void unsqueeze(const Context& context, const Tensor& x, const IntArray&, Tensor* out) {
+  Launch launch(context, "unsqueeze");
+  Operand from = launch.input(x);
+  const Operand to = launch.output(out);
+  from.strides = to.strides;
+  launch.run([=] { copy(from, to); });
+}
+
 // Axes that are dropped have length 1, so the elements are those of the box.
 void slice(const Context& context, const Tensor& input, const std::vector<int64_t>& axes, const IntArray& starts, const IntArray& ends,
            const std::vector<int64_t>&, const std::vector<int64_t>&, Tensor* out) {
@@ -173,12 +182,14 @@ void register_layout(Registry& registry) {
   registry.add<&contiguous>("contiguous", kAny);
   registry.add<&strided_copy>("strided_copy", kAny);
   registry.add<&assign>("assign", kAny);
+  // with FLAGS_use_stride_kernel=0 only, or in exported programs; else Paddle makes views of these by itself
   registry.add<&transpose>("transpose", kAny);
+  registry.add<&unsqueeze>("unsqueeze", kAny);
   registry.add<&slice>("slice", kAny);
-  registry.add<&concat>("concat", kAny);
-  registry.add<&stack>("stack", kAny);
   registry.add<&split>("split", kAny);
   registry.add<&split_with_num>("split_with_num", kAny);
+  registry.add<&concat>("concat", kAny);
+  registry.add<&stack>("stack", kAny);
   registry.add<&expand>("expand", kAny);
   registry.add<&pad>("pad", kAny);
 }

@@ -80,8 +80,13 @@ void multiply_all(const Operand& x, const Operand& y, const Operand& to, const S
 void matmul(const Context& context, const Tensor& x, const Tensor& y, bool transpose_x, bool transpose_y, Tensor* out) {
   Launch launch(context, "matmul");
   const Operand a = launch.input(x), b = launch.input(y);
-  const Operand to = launch.output(out, a.type == Type::INT8 ? Type::INT32 : a.type);
   const Shape shape = shape_of(a, b, transpose_x, transpose_y);
+  // where one operand has more dimensions than the other, Paddle infers its batch and leaves broadcasting to the kernel
+  Dims dims = shape.batch;
+  if (a.dims.size() > 1) dims.push_back(shape.m);
+  if (b.dims.size() > 1) dims.push_back(shape.n);
+  out->Resize(dims);
+  const Operand to = launch.output(out, a.type == Type::INT8 ? Type::INT32 : a.type);
   launch.run([=] {
     if (to.size() == 0) return;
     if (a.type == Type::INT8) return multiply_all<int8_t, int32_t>(a, b, to, shape);

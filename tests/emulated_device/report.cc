@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "copies.h"
 #include "device.h"
 #include "faults.h"
 #include "settings.h"
@@ -80,6 +81,14 @@ EXPORTED void emulated_release() {
 
 // Stops all streams of a device, as if it were busy for long, until emulated_release().
 EXPORTED void emulated_hold(int device) { emulated::devices().at(static_cast<size_t>(device))->hold_streams(); }
+
+// Copies from an address as Paddle would have it copied, and answers what it would be answered.
+EXPORTED int emulated_read(int device, const void* address, void* to, size_t bytes) {
+  C_DeviceInterface table{};
+  emulated::fill_copies(&table);
+  C_Device_st handle{device};
+  return table.memory_copy_d2h(&handle, to, address, bytes);
+}
 
 EXPORTED int emulated_overrun(int device, const void* address) {
   return emulated::devices().at(static_cast<size_t>(device))->arena.overrun(address) ? 0 : -1;

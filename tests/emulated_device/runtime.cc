@@ -25,6 +25,9 @@ const SharedEvent& event_of(C_Event event) { return *reinterpret_cast<SharedEven
 // An answer of a device that may be lost.
 C_Status alive(C_Device device) { return device_of(device).lost() ? C_ERROR : C_SUCCESS; }
 
+// Of calls that Paddle makes from destructors, too, where an error ends the process: only a device that is "gone" answers so.
+C_Status bookkeeping(C_Device device) { return device_of(device).gone() ? C_ERROR : C_SUCCESS; }
+
 C_Status get_device_count(size_t* count) {
   *count = devices().size();
   return C_SUCCESS;
@@ -41,7 +44,7 @@ C_Status deinit_device(const C_Device) { return C_SUCCESS; }
 
 C_Status set_device(const C_Device device) {
   current_device = device->id;
-  return alive(device);
+  return bookkeeping(device);
 }
 
 C_Status get_device(const C_Device device) {
@@ -57,7 +60,7 @@ C_Status create_stream(const C_Device device, C_Stream* stream) {
 
 C_Status destroy_stream(const C_Device device, C_Stream stream) {
   device_of(device).drop_stream(&stream_of(stream));
-  return C_SUCCESS;
+  return bookkeeping(device);
 }
 
 // C_WARNING: not done yet. Paddle takes any answer but C_SUCCESS so.
@@ -81,9 +84,9 @@ C_Status create_event(const C_Device device, C_Event* event) {
   return alive(device);
 }
 
-C_Status destroy_event(const C_Device, C_Event event) {
+C_Status destroy_event(const C_Device device, C_Event event) {
   delete &event_of(event);  // what is queued holds a share of its own
-  return C_SUCCESS;
+  return bookkeeping(device);
 }
 
 C_Status record_event(const C_Device device, C_Stream stream, C_Event event) {
@@ -126,19 +129,17 @@ C_Status stream_wait_event(const C_Device device, C_Stream stream, C_Event event
 C_Status device_memory_allocate(const C_Device device, void** address, size_t bytes) {
   Device& target = device_of(device);
   if (target.lost()) return C_ERROR;
-  if (allocation_fails(target.logical)) {
-    target.arena.note_refusal();
-    return C_FAILED;
-  }
-  *address = target.arena.allocate(bytes);
-  return *address == nullptr ? C_FAILED : C_SUCCESS;
+  const bool fails = allocation_fails(target.logical);
+  if (fails) target.arena.note_refusal();
+  *address = fails ? nullptr : target.arena.allocate(bytes);
+  return *address == nullptr && !settings().null_when_full ? C_FAILED : C_SUCCESS;
 }
 
 // Waits for all streams first, as runtimes of real devices do: what is queued may still use the memory. Where a stream is stuck or
 // the device is lost, the block is left allocated, because nobody can say when it is free.
 C_Status device_memory_deallocate(const C_Device device, void* address, size_t) {
   Device& owner = device_of(device);
-  if (owner.lost() || owner.any_held()) return C_SUCCESS;
+  if (owner.lost() || owner.any_held()) return bookkeeping(device);
   owner.wait_idle();
   const FreeResult result = owner.arena.deallocate(address);
   if (result == FreeResult::kFreed) return C_SUCCESS;

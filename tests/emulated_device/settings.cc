@@ -52,6 +52,9 @@ Settings read() {
   result.kernels = variable("EMULATED_DEVICE_KERNELS");
   result.faults = variable("EMULATED_DEVICE_FAULT");
   result.report_path = variable("EMULATED_DEVICE_REPORT");
+  const std::string when_full = variable("EMULATED_DEVICE_WHEN_FULL");
+  if (when_full != "null" && when_full != "status") throw std::runtime_error("EMULATED_DEVICE_WHEN_FULL: '" + when_full + "'");
+  result.null_when_full = when_full == "null";
   result.poison = variable("EMULATED_DEVICE_POISON") == "1";
   return result;
 }

@@ -13,6 +13,7 @@ struct Settings {
   std::string kernels;            // EMULATED_DEVICE_KERNELS: "full", "none", "full,-softmax" or "matmul,softmax"
   std::string faults;             // EMULATED_DEVICE_FAULT, see faults.h
   std::string report_path;        // EMULATED_DEVICE_REPORT: counters are written there at exit, as JSON
+  bool null_when_full;            // EMULATED_DEVICE_WHEN_FULL: "null" for a null pointer and C_SUCCESS, "status" for C_FAILED
   bool poison;                    // EMULATED_DEVICE_POISON: new memory is filled with 0xff, which is NaN in every float type
 };
 

@@ -36,8 +36,10 @@ bool Event::wait(uint64_t number, const Device& device) const {
   return reached_ >= number;
 }
 
-Stream::Stream(Device& device) : device_(device) {
-  std::thread([this] { run(); }).detach();
+std::shared_ptr<Stream> Stream::start(Device& device) {
+  auto stream = std::make_shared<Stream>(device);
+  std::thread([stream] { stream->run(); }).detach();
+  return stream;
 }
 
 void Stream::enqueue(Work work) {
@@ -91,12 +93,12 @@ void Stream::wake() {
   changed_.notify_all();
 }
 
-void Stream::retire(Stream* stream) {
+void Stream::retire() {
   {
-    std::lock_guard<std::mutex> lock(stream->mutex_);
-    stream->retired_ = true;
+    std::lock_guard<std::mutex> lock(mutex_);
+    retired_ = true;
   }
-  stream->changed_.notify_all();
+  changed_.notify_all();
 }
 
 void Stream::run() {
@@ -117,8 +119,6 @@ void Stream::run() {
     busy_ = false;
     changed_.notify_all();
   }
-  lock.unlock();
-  delete this;
 }
 
 }  // namespace emulated

@@ -37,7 +37,9 @@ class Stream {
   // Answers C_SUCCESS, or what the next synchronisation is to report.
   using Work = std::function<C_Status()>;
 
-  explicit Stream(Device& device);
+  explicit Stream(Device& device) : device_(device) {}
+  // With its worker, which shares in it.
+  static std::shared_ptr<Stream> start(Device& device);
 
   Device& device() const { return device_; }
   void enqueue(Work work);
@@ -52,8 +54,8 @@ class Stream {
   bool held() const;
   // The device was lost: whoever waits must look again.
   void wake();
-  // Lets the worker end once the queue is empty; the object removes itself then. A held one is left behind.
-  static void retire(Stream* stream);
+  // Lets the worker end once the queue is empty.
+  void retire();
 
  private:
   void run();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from emulated_device.build import build
 
@@ -15,6 +16,7 @@ def environment(
     kernels: str = "full",
     fault: str = "",
     visible_variable: str = "",
+    when_full: Literal["status", "null"] = "status",
     report: Path | None = None,
     poison: bool = False,
     cache_dir: Path | None = None,
@@ -29,6 +31,7 @@ def environment(
         fault: armed at start, such as ``stuck@100``; all kinds are listed in README.md.
         visible_variable: the name of the variable that limits the devices, such as ``ASCEND_RT_VISIBLE_DEVICES``. It is looked
             up in the process's environment: ``1`` shows one device, whose physical number is 1.
+        when_full: how an allocation is refused: by ``C_FAILED``, or by a null pointer, from which Paddle makes its own error.
         report: the counters are written there as JSON when the process exits in order.
         poison: new memory is full of NaN instead of zeros.
         cache_dir: where the compiled plug-in is kept; see :func:`build`.
@@ -41,6 +44,7 @@ def environment(
         "EMULATED_DEVICE_KERNELS": kernels,
         "EMULATED_DEVICE_FAULT": fault,
         "EMULATED_DEVICE_VISIBLE_VARIABLE": visible_variable,
+        "EMULATED_DEVICE_WHEN_FULL": when_full,
         "EMULATED_DEVICE_REPORT": "" if report is None else str(report),
         "EMULATED_DEVICE_POISON": "1" if poison else "",
     }

@@ -142,6 +142,7 @@ def test_a_lost_device_ends_every_request_with_its_reason_and_takes_no_more() ->
         (RuntimeError(OUT_OF_MEMORY), DeviceOutOfMemory, "Cannot allocate 1.000000GB memory on npu:0"),
         (MemoryError(), DeviceOutOfMemory, "an allocation failed"),
         (MemoryError("std::bad_alloc"), DeviceOutOfMemory, "bad_alloc"),
+        (OSError("(External)  CustomDevice error, the error code is : 2.  (at x.cc:1)"), DeviceOutOfMemory, "code is : 2"),
         (OSError("(External) CustomDevice error, the error code is : 3"), DeviceLost, "the error code is : 3"),
         (RuntimeError("(External) CUDA error(700), an illegal memory access was encountered."), DeviceLost, "CUDA error"),
     ],

@@ -80,6 +80,8 @@ def _detail(service: Service) -> dict[str, Any]:
             "max_context_tokens": model.max_context_tokens,
             "quant": {"requested": model.requested_quant, "running": model.quant},
             "kv_cache": {"dtype": model.kv_dtype or None, "scales": model.kv_scales or None},
+            "device": model.device or None,
+            "memory_flags": model.flags,
             "kernels": model.kernels,
             "int8_products": model.int8_products,
             "vector_isa": model.vector_isa or None,
@@ -95,6 +97,8 @@ def _detail(service: Service) -> dict[str, Any]:
             "kv_cache_blocks": {"total": stats.num_blocks, "free": stats.num_free_blocks},
             "bad_frames": stats.bad_frames_total,
             "fallback_ops": stats.fallback_ops,
+            "step_token_limit": stats.step_token_limit or None,
+            "shrunk_steps": stats.shrunk_steps_total,
         }
     return detail
 

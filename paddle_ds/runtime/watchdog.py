@@ -1,22 +1,23 @@
 """Ends a process whose main thread hangs in a device's run-time.
 
 Such a call holds Python's interpreter lock as likely as not, so no Python thread could notice. ``faulthandler`` has a thread in C
-that needs no lock: it writes where every thread stands and ends the process, and whoever started the process starts it again.
+that needs no lock: it writes where every thread stands and ends the process with status 1. A server's supervisor starts the
+engine again; a batch job ends instead of waiting for ever.
 """
 
 from __future__ import annotations
 
 import faulthandler
 
-#: beyond the time-out of a step, which is the friendlier way to find out: it can still tell the clients
-_GRACE_S = 10.0
+#: of the time-out of a step. Up to the time-out itself the runner asks the device, which is the friendlier way to find out
+_PATIENCE = 2.0
 
 
 class Watchdog:
-    """``with watchdog:`` around work that must end in time; ``None``: never bites."""
+    """``with watchdog:`` around work that must end in time; ``None``: never bites. There is one timer in a process."""
 
     def __init__(self, timeout_s: float | None) -> None:
-        self._limit_s = None if timeout_s is None else timeout_s + _GRACE_S
+        self._limit_s = None if timeout_s is None else _PATIENCE * timeout_s
 
     def __enter__(self) -> Watchdog:
         self.calm()
