@@ -16,6 +16,8 @@
     │   ├── TensorNotFiniteError         a tensor holds NaN or infinity
     │   ├── TruncatedFileError           a file ends before its header says it does
     │   ├── CorruptFileError             a file contradicts itself: no header, overlapping tensors, garbage
+    │   ├── ManifestMismatchError        a tensor is not the one that manifest.json names
+    │   ├── CanaryError                  a model was loaded, and does not answer as it should
     │   ├── UnsafePickleError            a pickle wants to build something that is not an array
     │   └── HubError                     a checkpoint could not be fetched from a hub
     ├── TokenizerError               tokenizer files are absent or broken
@@ -35,6 +37,9 @@
         ├── EngineUnavailable            not started, loading, or down
         ├── EngineDied                   it died while the request ran
         ├── ServerOverloaded             its queue is full
+        ├── CircuitOpen                  too many requests failed lately; none is tried for some seconds
+        ├── UpdateRunning                another update is not finished yet
+        ├── NothingToRollBack            there is no earlier checkpoint
         └── InternalError                a defect of ours
 
 Each class carries a ``code`` (stable, machine readable), an ``http_status`` and the ``type`` of
@@ -136,6 +141,14 @@ class TruncatedFileError(CheckpointError):
 
 class CorruptFileError(CheckpointError):
     code = "checkpoint_corrupt_file"
+
+
+class ManifestMismatchError(CheckpointError):
+    code = "checkpoint_manifest_mismatch"
+
+
+class CanaryError(CheckpointError):
+    code = "checkpoint_canary_failed"
 
 
 class UnsafePickleError(CheckpointError):
@@ -267,6 +280,24 @@ class ServerOverloaded(EngineError):
     code = "server_overloaded"
     http_status = 503
     type = "unavailable_error"
+
+
+class CircuitOpen(EngineError):
+    code = "circuit_open"
+    http_status = 503
+    type = "unavailable_error"
+
+
+class UpdateRunning(EngineError):
+    code = "update_running"
+    http_status = 409
+    type = "invalid_request_error"
+
+
+class NothingToRollBack(EngineError):
+    code = "nothing_to_roll_back"
+    http_status = 409
+    type = "invalid_request_error"
 
 
 class InternalError(EngineError):

@@ -79,6 +79,10 @@ class SafetensorsFile(TensorFile):
         # the format does not promise alignment; consumers hand pointers to kernels, which do want it
         return values if values.flags.aligned else values.copy()
 
+    def span(self, name: str) -> tuple[int, int]:
+        """Where the bytes of a tensor begin in the file, and how many they are."""
+        return self._begin[name], self.tensors[name].nbytes
+
     def release(self, name: str) -> None:
         release_pages(self._map, self._begin[name], self.tensors[name].nbytes)
 

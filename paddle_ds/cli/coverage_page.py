@@ -19,9 +19,9 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 body { color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; padding: .3rem .6rem; }
+table { border-collapse: collapse; width: 100%; } th { text-align: left; padding: .3rem .6rem; font-weight: normal; }
 td { padding: .3rem .6rem; border: 2px solid #fff; vertical-align: top; } td.none { color: #999; }
-.type { color: #666; font-size: .85em; } .more { font-size: .85em; } .gemm { font-weight: 600; }
+.type { color: #666; font-size: .85em; } .more { font-size: .85em; }
 .key span { display: inline-block; padding: .1rem .6rem; margin-right: .5rem; color: #fff; }
 """
 
@@ -66,7 +66,8 @@ def _table(report: CoverageReport) -> str:
     rows = []
     for (kernel, dtype), by_phase in cells.items():
         gemm = next(use.gemm for uses in by_phase.values() for use in uses)
-        name = f'<span class="{"gemm" if gemm else ""}">{escape(kernel)}</span> <span class="type">{escape(dtype)}</span>'
+        shown = f"<b>{escape(kernel)}</b>" if gemm else escape(kernel)
+        name = f'{shown} <span class="type">{escape(dtype)}</span>'
         columns = "".join(_cell(phase, by_phase.get(phase.name, []), report.device) for phase in report.phases)
         rows.append(f'<tr><th scope="row">{name}</th>{columns}</tr>')
     heads = "".join(f'<th scope="col">{phase.name}</th>' for phase in report.phases)

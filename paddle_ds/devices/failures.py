@@ -14,7 +14,8 @@ from paddle_ds.errors import DeviceError, DeviceLost, DeviceOutOfMemory, PaddleD
 
 #: the last one is C_FAILED of a plug-in, which device_ext.h explains as "resource exhausted"
 _OUT_OF_MEMORY = re.compile(
-    r"ResourceExhausted|Out of memory error|Fail to alloc memory|Cannot allocate|bad_alloc|CustomDevice error, the error code is : 2\b",
+    r"ResourceExhausted|Out of memory error|Fail to alloc memory|Cannot allocate|bad_alloc"
+    r"|CustomDevice error, the error code is : 2\b",
     re.IGNORECASE,
 )
 #: the marks of a call into a device's run-time that did not succeed, and of CUDA's own

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paddle_ds.engine.build import LoadedModel
 
 
-def model_info(loaded: LoadedModel) -> messages.ModelInfo:
+def model_info(loaded: LoadedModel, weight_version: str = "") -> messages.ModelInfo:
     """What workers must know of a loaded model."""
     compiled = loaded.compiled
     return messages.ModelInfo(
@@ -39,6 +39,7 @@ def model_info(loaded: LoadedModel) -> messages.ModelInfo:
         weight_bytes=loaded.weight_bytes,
         load_s=round(loaded.load_s, 3),
         created=int(time.time()),
+        weight_version=weight_version,
     )
 
 
@@ -58,8 +59,8 @@ class Announcer:
             self._last_progress = share
             self.server.broadcast(self._info("loading", progress=round(share, 3)))
 
-    def ready(self, loaded: LoadedModel) -> None:
-        self.server.broadcast(self._info("ready", progress=1.0, model=model_info(loaded)))
+    def ready(self, loaded: LoadedModel, weight_version: str) -> None:
+        self.server.broadcast(self._info("ready", progress=1.0, model=model_info(loaded, weight_version)))
 
     def stopping(self) -> None:
         self.server.broadcast(self._info("stopping", progress=1.0))

@@ -112,9 +112,8 @@ class _Machine:
     def of(cls, config: EngineConfig, settings: Settings | None = None) -> _Machine:
         extra_profiles = Path(settings.device_profiles) if settings and settings.device_profiles else None
         device = open_device(config.device, extra_profiles)
-        flags = apply_flags(
-            config.memory.wanted(), device, strict=config.strict
-        )  # before the first tensor: it makes the allocator
+        # before the first tensor, with which Paddle's allocator comes to be
+        flags = apply_flags(config.memory.wanted(), device, strict=config.strict)
         _check_preflight(device)
         device.activate()
         on_cpu = device.type == "cpu"

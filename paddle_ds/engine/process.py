@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 
 from paddle_ds import logs, settings
+from paddle_ds.checkpoints.manifest import weight_version
 from paddle_ds.config.engine import EngineConfig, from_mapping
 from paddle_ds.devices import environment
 from paddle_ds.devices.flags import before_paddle
 from paddle_ds.engine.announcer import Announcer
+from paddle_ds.engine.assets import known_version
 from paddle_ds.engine.core import Engine, Failure, Progress
 from paddle_ds.errors import DeviceLost, EngineUnavailable, InternalError, PaddleDSError
 from paddle_ds.ipc import messages
@@ -72,6 +74,8 @@ class EngineLoop:
         self._device = device
         self._device_metrics: dict[str, float] = {}
         self._next_metrics_s = 0.0
+        #: requests that failed one after another, now and at most
+        self._failure_run = self._failure_run_max = 0
 
     def run(self) -> None:
         """Until ``stop`` is set or the device is lost; what still runs then fails with a reason."""
@@ -124,6 +128,10 @@ class EngineLoop:
                 frames[client].failed.append(_failed(failure))
         for client, frame in frames.items():
             self._server.send(client, frame)
+        if any(end.reason != "abort" for end in progress.ended):
+            self._failure_run = 0
+        self._failure_run += len(progress.failed)
+        self._failure_run_max = max(self._failure_run_max, self._failure_run)
 
     def _publish_stats(self) -> None:
         now = time.monotonic()
@@ -147,6 +155,7 @@ class EngineLoop:
                 shrunk_steps_total=counters.shrunk_steps,
                 step_token_limit=scheduler.max_batch_tokens,
                 device_metrics=self._read_device_metrics(now),
+                failure_run_max=self._failure_run_max,
             )
         )
 
@@ -221,6 +230,7 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
         _take_signals(stop)
         from paddle_ds.engine.build import load
 
+        version = known_version(config)  # before loading: it names what was there when reading began
         loaded = load(config, current, announcer.progress)
     except Exception as error:
         known = error if isinstance(error, PaddleDSError) else InternalError(f"loading failed: {error!r}")
@@ -232,7 +242,7 @@ def serve(socket_path: Path, config: EngineConfig, current: settings.Settings) -
             time.sleep(_IDLE_S)
         announcer.server.close()
         return 1
-    announcer.ready(loaded)
+    announcer.ready(loaded, version or weight_version(loaded.directory))
     fallbacks = {f"{op}@{config.device}": 1 for op in loaded.fallbacks}
     EngineLoop(announcer.server, loaded.engine, stop, fallbacks, loaded.device).run()
     if loaded.engine.lost is not None:

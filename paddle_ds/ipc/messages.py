@@ -116,6 +116,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device: str = ""
     #: flag of the section ``memory`` -> ``effective``, ``no effect here`` …
     flags: dict[str, str] = {}
+    #: changes with what the model answers, see ``paddle_ds.checkpoints.manifest``; empty: an engine that does not say
+    weight_version: str = ""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag="info"):
@@ -159,6 +161,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     step_token_limit: int = 0
     #: figures of a device other than the CPU, such as ``memory_used_bytes``
     device_metrics: dict[str, float] = {}
+    #: most requests that failed one after another
+    failure_run_max: int = 0
 
 
 ToEngine = Hello | Submit | Abort

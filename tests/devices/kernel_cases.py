@@ -1,7 +1,7 @@
 """What each kernel of the emulated device is tried on. No Paddle here until a case is run.
 
-A case is a function of Paddle and a maker of inputs. It is run on the CPU and on the device with equal inputs; where the CPU has no
-such kernel, ``expected`` computes the same in NumPy.
+A case is a function of Paddle and a maker of inputs. It is run on the CPU and on the device with equal inputs; where the CPU has
+no such kernel, ``expected`` computes the same in NumPy.
 """
 
 from __future__ import annotations

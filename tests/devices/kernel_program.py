@@ -1,4 +1,4 @@
-"""Runs every case of ``kernel_cases`` on the CPU and on ``npu:0`` and prints, as JSON, what is wrong with each: nothing, as a rule.
+"""Runs every case of ``kernel_cases`` on the CPU and on ``npu:0``, and prints as JSON what is wrong with each.
 
 Paddle must not fall back to the CPU here (``FLAGS_enable_api_kernel_fallback=0``), so what has run has run on the device.
 """

@@ -30,17 +30,12 @@ _MEGABYTE = 1 << 20
 
 def raised(function: Any, kind: type[BaseException], text: str) -> None:
     """``function`` must raise ``kind`` with ``text`` in its message."""
+    said = ""
     try:
         function()
     except kind as error:
-        assert text in str(error), f"{text!r} is not in {error}"
-        return
-    raise AssertionError(f"nothing was raised, not {kind.__name__}")
-
-
-def settled() -> emulated_device.Counters:
-    paddle.device.synchronize()
-    return emulated_device.counters()
+        said = str(error)
+    assert text in said, f"{text!r} is not in {said!r}"
 
 
 def check_paddle_sees_the_devices() -> None:
@@ -82,9 +77,11 @@ def check_copies_are_counted_with_their_bytes() -> None:
     tensor = paddle.to_tensor(np.zeros(1000, np.float32))
     up = emulated_device.counters().h2d
     assert (up.calls, up.bytes) == (1, 4000)
-    tensor.numpy()
+    tensor.cpu()
     down = emulated_device.counters().d2h
     assert (down.calls, down.bytes) == (1, 4000)
+    tensor[0].numpy()  # Paddle copies all of the memory that the view is in, 256 bytes at a time
+    assert emulated_device.counters().d2h.bytes == 4000 + 4096
     other = tensor.to("npu:1")
     assert emulated_device.counters(0).d2d.bytes == 4000
     assert (other.cpu().numpy() == 0).all()
@@ -177,17 +174,15 @@ def check_a_stream_waits_for_another_ones_event() -> None:
     assert (z.numpy() == 19).all()
 
 
-def check_memory_that_is_freed_with_work_pending_is_not_given_away() -> None:
+def check_memory_is_taken_back_only_when_the_work_that_uses_it_is_done() -> None:
     side = paddle.device.Stream(device="npu:0")
-    x = paddle.full([64, 64], 1.0)
+    x = paddle.full([512, 512], 1.0)
     paddle.device.synchronize()
     with paddle.device.stream_guard(side):
-        products = [paddle.matmul(x, x) for _ in range(20)]
+        products = [paddle.matmul(x, x) for _ in range(4)]  # some tenths of a second
         del products
     paddle.device.empty_cache()
-    blocks = [paddle.full([64, 64], 5.0) for _ in range(20)]
-    side.synchronize()
-    assert all((block.numpy() == 5).all() for block in blocks)
+    assert side.query(), "memory was freed under a kernel that writes it"
 
 
 def check_a_stuck_stream_blocks_who_waits_until_it_is_released() -> None:
@@ -276,8 +271,8 @@ def check_an_unknown_fault_is_an_error() -> None:
 
 def check_normal_use_leaves_no_violation() -> None:
     counts = [emulated_device.counters(index) for index in range(2)]
-    # of the three checks above that provoke one each
-    assert sum(count.violations for count in counts) == 3
+    # of the four checks above that provoke one each
+    assert sum(count.violations for count in counts) == 4
 
 
 def check_a_lost_device_answers_errors_and_the_other_goes_on() -> None:
@@ -285,18 +280,12 @@ def check_a_lost_device_answers_errors_and_the_other_goes_on() -> None:
     x = paddle.ones([2, 2])
     paddle.device.synchronize()
     emulated_device.arm("lost#1")
-    raised(lambda: x + x, OSError, "the device is lost")
-    for use in (
-        lambda: x + x,
-        x.numpy,
-        paddle.device.synchronize,
-        lambda: paddle.empty([_MEGABYTE]),
-        lambda: paddle.to_tensor([1.0]),
-    ):
+    raised(lambda: paddle.matmul(x, x), OSError, "the device is lost")
+    uses = [x.numpy, paddle.device.synchronize, lambda: paddle.empty([_MEGABYTE]), lambda: paddle.to_tensor([1.0])]
+    for use in uses:
         raised(use, OSError, "CustomDevice error")
-    del x
-    paddle.device.empty_cache()
     assert emulated_device.counters(1).lost
+    paddle.device.empty_cache()
     paddle.set_device("npu:0")
     assert (paddle.ones([2]) + 1).numpy().tolist() == [2, 2]
 
@@ -315,6 +304,7 @@ def main() -> None:
             globals()[f"check_{name}"]()
             failures[name] = ""
         except BaseException:
+            emulated_device.release()  # first of all: what is let go here may wait for a stream that the check left stuck
             failures[name] = traceback.format_exc()[-1500:]
     print(json.dumps(failures))
 

@@ -20,7 +20,8 @@ from paddle_ds.config.engine import EngineConfig, SchedulerConfig
 from paddle_ds.errors import PaddleDSError
 import emulated_device
 
-config = EngineConfig(device=sys.argv[2], max_context_tokens=128, step_timeout_s=3, scheduler=SchedulerConfig(max_running_requests=4))
+scheduler = SchedulerConfig(max_running_requests=4)
+config = EngineConfig(device=sys.argv[2], max_context_tokens=128, step_timeout_s=3, scheduler=scheduler)
 llm = LLM(config=config)
 params = SamplingParams(temperature=0.0, max_tokens=5)
 prompts = ["12+7", "What is 2 plus 3?"]

@@ -7,8 +7,8 @@ In such a process :func:`counters` tells what reached the devices, :func:`arm` i
 
 from __future__ import annotations
 
-from emulated_device.build import build
 from emulated_device.control import CommandCount, Counters, arm, counters, hold, overrun, read, release, reset_counters
+from emulated_device.library import build
 from emulated_device.variables import environment
 
 __all__ = [

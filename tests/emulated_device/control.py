@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from emulated_device.build import LIBRARY
+from emulated_device.library import LIBRARY
 
 _COPIES = ("copy_h2d", "copy_d2h", "copy_d2d", "memory_set")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from emulated_device.build import build
+from emulated_device.library import build
 
 
 def environment(

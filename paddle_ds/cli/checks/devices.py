@@ -24,6 +24,8 @@ from paddle_ds.cli.checks.finding import Finding
 _TOPIC = "devices"
 #: Paddle is loaded once, and once more for each plug-in library; operators may be built
 _LIMIT_S = 240.0
+#: for a killed process to be gone
+_KILL_WAIT_S = 5.0
 
 
 def check(context: Context, limit_s: float = _LIMIT_S) -> Iterator[Finding]:
@@ -61,6 +63,8 @@ def _run(command: list[str], output: IO[str], complaint: IO[str], limit_s: float
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait in the kernel, for a driver that does not answer
+            process.wait(timeout=_KILL_WAIT_S)
 
 
 def _lines(file: IO[str]) -> list[str]:

@@ -31,7 +31,14 @@ class _Step:
 
 
 def check(checkpoint: Checkpoint, config: EngineConfig, memory: MemoryStats) -> Iterator[Finding]:
-    """What the model needs and what ``memory`` has, as the engine's plan counts them."""
+    """What the model needs and what ``memory`` has, as the engine's plan counts them.
+
+    Args:
+        memory: of the device as it is; what ``config`` leaves to others is taken off here.
+    """
+    usable = config.memory.usable_bytes(memory.total_bytes, memory.available_bytes)
+    left = "" if usable == memory.available_bytes else f", of which {readable_bytes(usable)} may be used"
+    here, memory = memory.available_bytes, MemoryStats(memory.total_bytes, usable)
     try:
         needed = _needed(checkpoint, config)
     except (ConfigError, MemoryPlanError) as error:  # wrong with any memory: a context longer than the model's, or than the cache
@@ -39,7 +46,7 @@ def check(checkpoint: Checkpoint, config: EngineConfig, memory: MemoryStats) -> 
         return
     text = (
         f"this checkpoint in {recipe_for(checkpoint, config).name} with {_context(checkpoint, config):,} tokens of context needs "
-        f"{readable_bytes(needed.total_bytes)}; {config.device} has {readable_bytes(memory.available_bytes)} available"
+        f"{readable_bytes(needed.total_bytes)}; {config.device} has {readable_bytes(here)} available{left}"
     )
     try:
         plan = _plan(checkpoint, config, memory)

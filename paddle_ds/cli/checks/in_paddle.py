@@ -53,11 +53,15 @@ def examine(context: Context, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def libraries(context: Context) -> Iterator[Finding]:
     """Plug-in libraries where Paddle looks for them, each tried in a process of its own."""
-    places = plugins.directories()
-    if os.environ.get(plugins.VARIABLE) and not any(list(place.glob("lib*.so")) for place in places):
-        fix = f"set {plugins.VARIABLE} to the directory that holds the plug-in's library, or unset it"
+    given = os.environ.get(plugins.VARIABLE, "")
+    fix = f"set {plugins.VARIABLE} to the directory that holds the plug-in's library, or unset it"
+    if given and not os.path.isdir(given):
+        several = ": Paddle takes it as one path, not as a list of several" if ":" in given else ""
+        yield Finding("plugin_root_wrong", _TOPIC, "warning", f"{plugins.VARIABLE}={given} is not a directory{several}", fix)
+        return
+    if given and not list(Path(given).glob("lib*.so")):
         yield Finding("plugin_root_wrong", _TOPIC, "warning", plugins.where(), fix)
-    for plugin in _libraries():
+    for plugin in libraries_here():
         if plugin.problem:
             text = f"{plugin.path} is not loaded: {plugin.problem}"
             fix = "install the plug-in that was made for this Paddle, with its chip's toolkit, or remove the library"
@@ -205,12 +209,13 @@ def _known(context: Context) -> list[DeviceProfile]:
 
 
 @functools.cache
-def _libraries() -> tuple[plugins.Plugin, ...]:
+def libraries_here() -> tuple[plugins.Plugin, ...]:
+    """Every library where Paddle looks for plug-ins; trying one takes seconds, so it is done once."""
     return tuple(plugins.find())
 
 
 def _usable() -> list[plugins.Plugin]:
-    return [plugin for plugin in _libraries() if not plugin.problem]
+    return [plugin for plugin in libraries_here() if not plugin.problem]
 
 
 def _drivable(context: Context) -> list[DeviceProfile]:

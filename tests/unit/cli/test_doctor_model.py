@@ -17,6 +17,7 @@ from paddle_ds.checkpoints.base import Checkpoint, StoredTensor
 from paddle_ds.cli.checks import Context, Finding, Questions, fit, model
 from paddle_ds.cli.doctor import parsed
 from paddle_ds.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from paddle_ds.config.memory import MemoryConfig
 from paddle_ds.config.model import ModelConfig
 from paddle_ds.config.recipe import Scheme
 from paddle_ds.config.tensors import TensorSpec, model_specs
@@ -153,16 +154,24 @@ def needed_bytes(config: EngineConfig) -> int:
     return high
 
 
-ASKED = EngineConfig(max_context_tokens=8192)
-WIDE = EngineConfig(quant="none", max_context_tokens=8192, cache=CacheConfig(dtype="float32"))
+ASKED = EngineConfig(max_context_tokens=32768)
+LONG = EngineConfig(max_context_tokens=131072)
+WIDE = EngineConfig(quant="none", max_context_tokens=32768, cache=CacheConfig(dtype="float32"))
 
 
 def test_the_figure_it_names_is_what_it_needs() -> None:
     said = fitted(ASKED, 20 * GB).text
     assert said.startswith(
-        "this checkpoint in w8a8 with 8,192 tokens of context needs 2.9 GB; cpu has 20.0 GB available; its cache"
+        "this checkpoint in w8a8 with 32,768 tokens of context needs 3.9 GB; cpu has 20.0 GB available; its cache"
     )
-    assert round(needed_bytes(ASKED) / GB, 1) == 2.9
+    assert round(needed_bytes(ASKED) / GB, 1) == 3.9
+
+
+def test_what_the_configuration_leaves_to_others_is_not_counted() -> None:
+    config = dataclasses.replace(ASKED, memory=MemoryConfig(reserve_bytes=GB))
+    found = fitted(config, needed_bytes(ASKED) + GB - 1)
+    assert (found.code, "GB available, of which 3.9 GB may be used" in found.text) == ("model_too_large", True)
+    assert fitted(config, needed_bytes(ASKED) + GB).code == "model_fits"
 
 
 def test_a_byte_less_does_not_fit() -> None:
@@ -171,8 +180,7 @@ def test_a_byte_less_does_not_fit() -> None:
 
 
 def test_a_context_that_only_half_of_the_memory_would_hold_can_be_asked_for() -> None:
-    longest = dataclasses.replace(ASKED, max_context_tokens=131072)
-    found = fitted(EngineConfig(), needed_bytes(longest))
+    found = fitted(EngineConfig(), needed_bytes(LONG))
     assert (found.code, found.level) == ("context_shortened", "warning")
     assert re.search(r"A server will hold requests to [\d,]+ tokens$", found.text)
     assert found.fix == "ask for it: --max-context-tokens 131072 lets the cache take more than half of the free memory"
@@ -181,15 +189,15 @@ def test_a_context_that_only_half_of_the_memory_would_hold_can_be_asked_for() ->
 @pytest.mark.parametrize(
     ("config", "missing_bytes", "fix"),
     [
-        (WIDE, 1, "--quant w8a8 --max-context-tokens 8192 (needs "),
-        (WIDE, 4 * GB, "--quant w8a8 --max-context-tokens 8192 (needs "),
-        (ASKED, 1, "--max-running-requests 4 --max-batch-tokens 128 --max-context-tokens 8192 (needs "),
+        (WIDE, 1, "--quant w8a8 --max-context-tokens 32768 (needs "),
+        (WIDE, GB, "--quant w8a8 --max-context-tokens 32768 (needs "),
+        (ASKED, 1, "--max-running-requests 4 --max-batch-tokens 128 --max-context-tokens 32768 (needs "),
         (
             dataclasses.replace(ASKED, scheduler=SchedulerConfig(4, 2048, 128)),
             1,
-            "--kv-dtype int8 --max-context-tokens 8192 (needs ",
+            "--kv-dtype int8 --max-context-tokens 32768 (needs ",
         ),
-        (ASKED, GB // 2, "--max-running-requests 4 --max-batch-tokens 128 --kv-dtype int8 --max-context-tokens "),
+        (LONG, 3 * GB, "--max-running-requests 4 --max-batch-tokens 128 --kv-dtype int8 --max-context-tokens "),
     ],
     ids=["quant", "quant-much", "limits", "cache", "context"],
 )
@@ -211,4 +219,4 @@ def test_where_the_memory_is_too_small_for_anything_no_option_is_named() -> None
 def test_a_limit_of_the_file_is_not_called_a_want_of_memory() -> None:
     found = fitted(dataclasses.replace(ASKED, cache=CacheConfig(max_bytes=1 << 20)), 20 * GB)
     assert (found.code, "but the KV cache holds" in found.text) == ("model_too_large", True)
-    assert found.fix.startswith("ask for it: --max-context-tokens 8192")
+    assert found.fix.startswith("ask for it: --max-context-tokens 32768")

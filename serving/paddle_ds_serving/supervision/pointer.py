@@ -1,0 +1,60 @@
+"""The pointer: a small file in the run directory that says which engine gets new requests.
+
+    run directory (mode 0700)
+      ├── current.json          {"generation": 2, "socket": "engine-2.sock", "next_socket": null, "refusal": ""}
+      ├── engine-1.sock         the old engine, until its last stream has ended
+      ├── engine-2.sock
+      └── control.sock          commands and /admin
+
+The supervisor writes it beside and renames it, so a reader sees the old content or the new and nothing between. That rename is the
+moment of the switch, for all HTTP workers at once: each looks at the file before each request.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+FILE_NAME = "current.json"
+
+
+class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where new requests go. Sockets are names in the pointer's own directory."""
+
+    #: counts the switches, from 1
+    generation: int
+    socket: str
+    #: an engine that may be switched to soon: workers connect to it and load its tokenizer ahead
+    next_socket: str | None = None
+    #: why no request is taken now; empty: they are
+    refusal: str = ""
+
+
+def write(directory: Path, pointer: Pointer) -> None:
+    """Put it in place, whole."""
+    partial = directory / f".{FILE_NAME}.partial"
+    partial.write_bytes(msgspec.json.encode(pointer))
+    os.replace(partial, directory / FILE_NAME)
+
+
+class PointerFile:
+    """Reads the pointer when the file has changed. Not thread-safe."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE_NAME
+        self._seen: tuple[int, int, int] | None = None
+        self._pointer: Pointer | None = None
+
+    def read(self) -> Pointer | None:
+        """The pointer; ``None`` before the first was written, or after its server is gone."""
+        try:
+            found = os.stat(self._path)
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen != self._seen:
+                self._pointer = msgspec.json.decode(self._path.read_bytes(), type=Pointer)
+                self._seen = seen
+        except FileNotFoundError:
+            self._seen = self._pointer = None
+        return self._pointer
