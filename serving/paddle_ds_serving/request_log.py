@@ -76,5 +76,7 @@ def install(app: Flask, metrics: Metrics) -> None:
         record: RequestRecord = g.record
         record.status = response.status_code
         response.headers["x-request-id"] = record.request_id
+        if g.get("weight_version"):  # set by Service.served(): the model that this request has looked at
+            response.headers["x-weight-version"] = g.weight_version
         response.call_on_close(lambda: record.close(metrics))
         return response

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from flask import current_app, g, request
+from flask import current_app, g, has_app_context, request
+from msgspec import UNSET, UnsetType
 
 from paddle_ds import __version__
-from paddle_ds.errors import EngineUnavailable, ModelNotFound, ServerOverloaded
+from paddle_ds.errors import EngineUnavailable, ModelNotFound, PaddleDSError, ServerOverloaded
 from paddle_ds.ipc.messages import EngineInfo, ModelInfo
 from paddle_ds.logs import fields
 from paddle_ds.settings import Settings
@@ -26,9 +27,12 @@ from paddle_ds_serving.generation import Generation, Order
 from paddle_ds_serving.metrics import Metrics
 from paddle_ds_serving.request_log import RequestRecord
 from paddle_ds_serving.sampling import SamplingDefaults
+from paddle_ds_serving.supervision.switch import EngineSwitch
 
 _log = logging.getLogger(__name__)
 _KEY = "paddle_ds"
+#: tokenizers that are kept: of the engine that answers, of one that drains, of one that joins
+_MAX_KEPT = 3
 
 
 def _make_id() -> str:
@@ -48,10 +52,17 @@ class Served:
     defaults: SamplingDefaults
     #: changes with whatever changes answers to the same seed
     fingerprint: str
+    #: the engine that has this model; a request that has looked at the model goes there, whatever is switched meanwhile
+    engine: EngineClient
+
+    @property
+    def weight_version(self) -> str | UnsetType:
+        """Which weights answer, where the engine says so."""
+        return self.model.weight_version or UNSET
 
 
 class Service:
-    """One application's shared state. The tokenizer is loaded once a process, and again when the engine changes."""
+    """One application's shared state. The tokenizer is loaded once an engine, ahead of a switch where there is time."""
 
     def __init__(
         self,
@@ -66,8 +77,8 @@ class Service:
         self.metrics = Metrics(engine)
         self.make_id = make_id
         self.unix_s = unix_s
-        self._served: Served | None = None
-        self._served_key: tuple[str, str] | None = None
+        #: by boot id of the engine, the last ones only
+        self._served: dict[str, Served] = {}
         self._loading = threading.Lock()
         self._limit: int | None = None
         self._num_running = 0
@@ -83,10 +94,7 @@ class Service:
         Raises:
             EngineUnavailable: there is none, or the engine is gone.
         """
-        info = self.engine.info
-        if not self.engine.connected or info is None:
-            raise EngineUnavailable("the engine is not running; it may be starting again")
-        return info
+        return _info_of(self.engine)
 
     def served(self, asked_model: str | None = None) -> Served:
         """The model, ready to answer.
@@ -95,19 +103,32 @@ class Service:
             EngineUnavailable: it is loading, stopping, failed or gone.
             ModelNotFound: ``asked_model`` is another one.
         """
-        info = self.engine_info()
+        engine = self.engine.pin() if isinstance(self.engine, EngineSwitch) else self.engine
+        info = _info_of(engine)
         if info.model is not None and asked_model is not None:
             check_model(info.model, asked_model)
         if info.state != "ready" or info.model is None:
             raise EngineUnavailable(_why_not_ready(info))
-        key = (info.boot_id, info.model.directory)
-        served = self._served
-        if served is None or self._served_key != key:
-            with self._loading:
-                if self._served is None or self._served_key != key:
-                    self._served, self._served_key = _load(info.model), key
-                served = self._served
+        served = self._served.get(info.boot_id) or self._load(info.boot_id, info.model, engine)
+        if has_app_context():
+            g.weight_version = info.model.weight_version
         return served
+
+    def prepare(self, engine: EngineClient) -> None:
+        """Load the tokenizer of an engine that is ready and may get requests soon. Its faults are for those requests."""
+        info = engine.info
+        if info is not None and info.model is not None and info.boot_id not in self._served:
+            try:
+                self._load(info.boot_id, info.model, engine)
+            except PaddleDSError as error:
+                _log.error("tokenizer.failed", extra=fields(error=error.message))
+
+    def _load(self, boot_id: str, model: ModelInfo, engine: EngineClient) -> Served:
+        with self._loading:
+            if boot_id not in self._served:
+                kept = list(self._served.items())[-_MAX_KEPT + 1 :]
+                self._served = dict([*kept, (boot_id, _load(model, engine))])  # replaced, never changed: readers have no lock
+            return self._served[boot_id]
 
     def start(self, order: Order, served: Served) -> Generation:
         """Submit an order on behalf of the current HTTP request.
@@ -119,7 +140,7 @@ class Service:
         record, is_gone = current_record(), client_gone(request.environ)
         self._take_slot()
         try:
-            return Generation(order, served.tokenizer, self.engine, self.metrics, record, is_gone, self._free_slot)
+            return Generation(order, served.tokenizer, served.engine, self.metrics, record, is_gone, self._free_slot)
         except BaseException:
             self._free_slot()
             raise
@@ -151,6 +172,14 @@ def check_model(model: ModelInfo, asked: str) -> None:
         raise ModelNotFound(f"the model {asked!r} is not served here; this server has {model.name!r}", param="model")
 
 
+def _info_of(engine: EngineClient) -> EngineInfo:
+    """Raise :class:`EngineUnavailable` where the engine is gone or has not said anything yet."""
+    info = engine.info
+    if not engine.connected or info is None:
+        raise EngineUnavailable("the engine is not running; it may be starting again")
+    return info
+
+
 def _why_not_ready(info: EngineInfo) -> str:
     if info.state == "loading":
         return f"the model is loading ({info.progress:.0%})"
@@ -159,14 +188,15 @@ def _why_not_ready(info: EngineInfo) -> str:
     return "the server is shutting down"
 
 
-def _load(model: ModelInfo) -> Served:
+def _load(model: ModelInfo, engine: EngineClient) -> Served:
     started_s = time.perf_counter()
     directory = Path(model.directory)
     tokenizer = Tokenizer.from_dir(directory)
     kernels = sorted(model.kernels.items())
-    state = repr((__version__, model.name, model.quant, kernels))
+    version = (model.weight_version,) if model.weight_version else ()
+    state = repr((__version__, model.name, model.quant, kernels, *version))
     fingerprint = "fp_" + hashlib.blake2b(state.encode(), digest_size=5).hexdigest()
-    served = Served(model, tokenizer, SamplingDefaults.from_dir(directory), fingerprint)
+    served = Served(model, tokenizer, SamplingDefaults.from_dir(directory), fingerprint, engine)
     seconds = round(time.perf_counter() - started_s, 3)
     _log.info("tokenizer.loaded", extra=fields(model=model.name, tokens=tokenizer.num_tokens, seconds=seconds))
     return served

@@ -32,6 +32,8 @@ from paddle_ds_serving.access.scopes import ALL_SCOPES, Scope, parse_scopes
 
 #: in logs, metrics and Redis: short and without anything that could break a line
 ID_PATTERN = re.compile(r"[A-Za-z0-9._@:|/+=-]{1,128}")
+#: what the ids of tokens begin with
+TOKEN_PREFIX = "jwt:"
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
 _FIELDS = ("id", "hash", "scopes", *_LIMITS, "created")
@@ -138,8 +140,8 @@ def _entry(raw: Any, where: str) -> ApiKey:
     key_id, digest, scopes = raw.get("id"), raw.get("hash"), raw.get("scopes")
     if not (isinstance(key_id, str) and ID_PATTERN.fullmatch(key_id)):
         raise ConfigError(f"{where}: id is {key_id!r}; expected up to 128 letters, digits and ._@:|/+=-")
-    if key_id == "environment":
-        raise ConfigError(f"{where}: the id 'environment' is that of PADDLE_DS_API_KEY")
+    if key_id == "environment" or key_id.startswith(TOKEN_PREFIX):
+        raise ConfigError(f"{where}: {key_id!r} is what PADDLE_DS_API_KEY or a token is called; choose another id")
     where = f"{where} ({key_id})"
     if not (isinstance(digest, str) and _HASH.fullmatch(digest)):
         raise ConfigError(f"{where}: hash is not sha256: and 64 hexadecimal digits; `paddle-ds keys create` writes it")

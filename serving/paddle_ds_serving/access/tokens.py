@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from paddle_ds.errors import ConfigError
 from paddle_ds_serving.access.errors import InvalidApiKey
-from paddle_ds_serving.access.keys import ID_PATTERN, Principal, is_limit
+from paddle_ds_serving.access.keys import ID_PATTERN, TOKEN_PREFIX, Principal, is_limit
 from paddle_ds_serving.access.scopes import Scope
 
 #: seconds that clocks of server and provider may differ
@@ -89,9 +89,9 @@ def verify(token: str, key: VerifyingKey, audience: str, issuer: str | None) -> 
     if not subject:
         raise InvalidApiKey("the token is not valid here: its subject is empty")
     limits = [_limit(claims, name) for name in _LIMIT_CLAIMS]
-    if not ID_PATTERN.fullmatch(subject):
-        subject = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Principal(f"jwt:{subject}"[:128], _scopes(claims), *limits, "jwt")
+    if not ID_PATTERN.fullmatch(subject):  # it would not fit into a log line
+        subject = "sha256:" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+    return Principal(TOKEN_PREFIX + subject, _scopes(claims), *limits, "jwt")
 
 
 def _reason(error: jwt.InvalidTokenError) -> str:

@@ -104,6 +104,7 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[Choice]
     usage: UsageBody
     system_fingerprint: str
+    weight_version: str | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
@@ -134,6 +135,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    weight_version: str | UnsetType = UNSET
     choices: list[ChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET

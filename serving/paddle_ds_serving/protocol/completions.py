@@ -82,5 +82,6 @@ class CompletionResponse(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    weight_version: str | UnsetType = UNSET
     choices: list[CompletionChoice]
     usage: UsageBody | UnsetType | None = UNSET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from paddle_ds_serving.protocol.usage import UsageBody
 
@@ -32,6 +33,7 @@ class GenerateResponse(msgspec.Struct, frozen=True):
     reasoning: str | None
     finish_reason: str
     usage: UsageBody
+    weight_version: str | UnsetType = UNSET
 
 
 class GenerateChunk(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,3 +44,4 @@ class GenerateChunk(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: str | None = None
     finish_reason: str | None = None
     usage: UsageBody | None = None
+    weight_version: str | UnsetType = UNSET

@@ -96,6 +96,7 @@ class _Writer:
             choices=[self._choice(choice) for choice in generation.choices],
             usage=generation.usage(),
             system_fingerprint=self._served.fingerprint,
+            weight_version=self._served.weight_version,
             prompt_token_ids=self._order.prompts[0].ids if self._request.return_token_ids else UNSET,
         )
 
@@ -132,6 +133,7 @@ class _Writer:
             created=self._created,
             model=self._served.model.name,
             system_fingerprint=self._served.fingerprint,
+            weight_version=self._served.weight_version,
             choices=choices,
             usage=self._usage if usage is None else usage,
             prompt_token_ids=prompt_token_ids,

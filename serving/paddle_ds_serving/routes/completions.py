@@ -114,6 +114,7 @@ class _Writer:
             created=self._created,
             model=self._served.model.name,
             system_fingerprint=self._served.fingerprint,
+            weight_version=self._served.weight_version,
             choices=choices,
             usage=self._usage if usage is None else usage,
         )

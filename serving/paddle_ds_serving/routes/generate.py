@@ -32,7 +32,7 @@ def create() -> Response:
     order = Order(f"gen-{service.make_id()}", [prompt], params, "deepseek")
     generation = service.start(order, served)
     if request.stream:
-        writer = _Writer(order.response_id)
+        writer = _Writer(order.response_id, served)
         return stream_response(generation, writer, service.settings.sse_ping_s, current_record())
     try:
         generation.run()
@@ -48,6 +48,7 @@ def create() -> Response:
             choice.text.reasoning_text or None,
             choice.finish_reason,
             generation.usage(),
+            served.weight_version,
         )
     )
 
@@ -62,8 +63,9 @@ def _prompt(request: wire.GenerateRequest, served: Served) -> Prompt:
 class _Writer:
     """Writes the events of a stream."""
 
-    def __init__(self, response_id: str) -> None:
+    def __init__(self, response_id: str, served: Served) -> None:
         self._id = response_id
+        self._version = served.weight_version
         self._finish_reason: str | None = None
 
     def first(self) -> Iterator[wire.GenerateChunk]:
@@ -74,8 +76,8 @@ class _Writer:
         """New text; the end is told with the usage, in the last event."""
         self._finish_reason = piece.finish_reason
         if piece.reasoning or piece.content:
-            yield wire.GenerateChunk(self._id, piece.content, piece.reasoning or None)
+            yield wire.GenerateChunk(self._id, piece.content, piece.reasoning or None, weight_version=self._version)
 
     def last(self, usage: UsageBody) -> Iterator[wire.GenerateChunk]:
         """How it ended and what it cost."""
-        yield wire.GenerateChunk(self._id, "", None, self._finish_reason, usage)
+        yield wire.GenerateChunk(self._id, "", None, self._finish_reason, usage, self._version)

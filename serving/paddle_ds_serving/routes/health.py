@@ -77,6 +77,7 @@ def _detail(service: Service) -> dict[str, Any]:
         model = info.model
         detail["model"] = {
             "name": model.name,
+            "weight_version": model.weight_version or None,
             "max_context_tokens": model.max_context_tokens,
             "quant": {"requested": model.requested_quant, "running": model.quant},
             "kv_cache": {"dtype": model.kv_dtype or None, "scales": model.kv_scales or None},

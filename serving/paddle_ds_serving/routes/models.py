@@ -36,6 +36,7 @@ def _card(served: Served) -> dict[str, Any]:
         "root": model.name,
         "parent": None,
         "max_model_len": model.max_context_tokens,
+        "weight_version": model.weight_version or None,
         "quantization": model.quant,
         "default_sampling": dict(served.defaults.values),
     }

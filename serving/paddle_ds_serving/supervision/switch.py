@@ -44,6 +44,7 @@ class EngineSwitch:
         self._file = PointerFile(directory)
         self._lock = threading.Lock()
         self._clients: dict[str, AnyClient] = {}
+        self._wait_until_s: dict[str, float] = {}
         self._joined: set[str] = set()
         self._generation = 0
         self._closing = threading.Event()
@@ -56,13 +57,13 @@ class EngineSwitch:
         Raises:
             EngineUnavailable: there is none, or no requests are taken.
         """
-        pointer, client, is_new = self._current()
+        pointer, client = self._current()
         if pointer is None or client is None:
             raise EngineUnavailable("the engine is not running; it may be starting")
         if pointer.refusal:
             raise EngineUnavailable(pointer.refusal)
-        if is_new:
-            self._await(client)
+        if pointer.generation > 1 and client.info is None:  # it was ready when it was switched to
+            self._await(client, self._wait_until_s.get(pointer.socket, 0.0))
         return client
 
     @property
@@ -97,32 +98,32 @@ class EngineSwitch:
         for client in clients.values():
             client.close()
 
-    def _current(self) -> tuple[Pointer | None, AnyClient | None, bool]:
-        """The pointer, its client, and whether that client has not heard of its engine yet."""
+    def _current(self) -> tuple[Pointer | None, AnyClient | None]:
+        """The pointer and its client."""
         with self._lock:
             pointer = None if self._closing.is_set() else self._file.read()
             if pointer is None:
-                return None, None, False
+                return None, None
             client = self._client(pointer.socket)
             if pointer.generation != self._generation:
                 self._generation = pointer.generation
                 _log.info("engine.switched", extra=fields(generation=pointer.generation, socket=pointer.socket))
-            return pointer, client, client.info is None
+            return pointer, client
 
     def _client(self, socket: str) -> AnyClient:
         if socket not in self._clients:
             self._clients[socket] = self._connect(self._directory / socket)
+            self._wait_until_s[socket] = time.monotonic() + CONNECT_S
         return self._clients[socket]
 
-    def _await(self, client: AnyClient) -> None:
-        deadline_s = time.monotonic() + CONNECT_S
+    def _await(self, client: AnyClient, deadline_s: float) -> None:
         while client.info is None and time.monotonic() < deadline_s and not self._closing.is_set():
             time.sleep(0.005)
 
     def _follow(self) -> None:
         """Connect ahead to an engine that joins; let go of those that have left."""
         while not self._closing.wait(_POLL_S):
-            pointer, _, _ = self._current()
+            pointer, _ = self._current()
             if pointer is None:
                 continue
             wanted = {pointer.socket, *([pointer.next_socket] if pointer.next_socket else ())}
@@ -131,6 +132,7 @@ class EngineSwitch:
                     self._client(socket)
                 left = [name for name, client in self._clients.items() if name not in wanted and not client.connected]
                 gone = [self._clients.pop(name) for name in left]
+                self._wait_until_s = {name: self._wait_until_s[name] for name in self._clients}
                 joining = [name for name in wanted if name not in self._joined and _is_ready(self._clients[name])]
                 self._joined = {name for name in self._joined if name in self._clients} | set(joining)
                 clients = [self._clients[name] for name in joining]
