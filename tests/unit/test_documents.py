@@ -10,6 +10,7 @@ import pytest
 
 from paddle_ds import errors, settings
 from paddle_ds.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from paddle_ds.config.memory import MemoryConfig
 from paddle_ds.config.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +33,10 @@ def test_cpu_yaml_spells_out_the_defaults() -> None:
 
 
 def test_every_engine_field_is_documented() -> None:
-    fields = {*EngineConfig.__dataclass_fields__} - {"cache", "scheduler"}
+    fields = {*EngineConfig.__dataclass_fields__} - {"cache", "scheduler", "memory"}
     fields |= {f"cache.{name}" for name in CacheConfig.__dataclass_fields__}
     fields |= {f"scheduler.{name}" for name in SchedulerConfig.__dataclass_fields__}
+    fields |= {f"memory.{name}" for name in MemoryConfig.__dataclass_fields__}
     assert {name for name in fields if f"| `{name}` |" not in text_of("configuration.md")} == set()
 
 
