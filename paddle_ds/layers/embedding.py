@@ -20,8 +20,10 @@ class Embedding:
 
     def __init__(self, weight: paddle.Tensor) -> None:
         self.weight = weight
-        # Paddle's CPU gather knows no float16: rows are gathered as 16-bit integers, which changes no bit
-        self._rows = weight.view("int16") if weight.dtype == paddle.float16 else weight
+        # Paddle's CPU gather knows no float16: rows are gathered as 16-bit integers, which changes no bit. Elsewhere it does, and
+        # a view of another type may be what is missing
+        as_integers = weight.dtype == paddle.float16 and weight.place.is_cpu_place()
+        self._rows = weight.view("int16") if as_integers else weight
 
     def __call__(self, ids: paddle.Tensor) -> paddle.Tensor:
         rows = paddle.gather(self._rows, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,8 +70,9 @@ class Server:
     def engine_pid(self) -> int:
         """The engine's process, found among the supervisor's children."""
         for child in psutil.Process(self.process.pid).children():
-            if "paddle_ds.engine.process" in child.cmdline():
-                return child.pid
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if "paddle_ds.engine.process" in child.cmdline():
+                    return child.pid
         raise AssertionError("no engine process")
 
     def family(self) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from emulated_device.library import LIBRARY
 
-_COPIES = ("copy_h2d", "copy_d2h", "copy_d2d", "memory_set")
+_COPIES = ("copy_h2d", "copy_d2h", "copy_d2d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,8 @@ def read_report(report: Mapping[str, Any]) -> list[Counters]:
     for entry in report["devices"]:
         plain = {key: value for key, value in entry.items() if key != "commands"}
         commands = {name: CommandCount(*pair) for name, pair in entry["commands"].items()}
-        copies = {name.removeprefix("copy_"): commands.get(name, CommandCount()) for name in _COPIES if name != "memory_set"}
-        kernels = {name: count.calls for name, count in commands.items() if name not in _COPIES}
+        copies: dict[str, Any] = {name.removeprefix("copy_"): commands.get(name, CommandCount()) for name in _COPIES}
+        kernels = {name: count.calls for name, count in commands.items() if name not in (*_COPIES, "memory_set")}
         result.append(Counters(**plain, **copies, kernels=kernels))
     return result
 

@@ -10,7 +10,7 @@
 //   kernel_error     the command fails when it runs; who waits for the stream is told
 //   nan              the command leaves NaN in the floats that it writes; a copy leaves bytes of 0xff
 //
-// A command is a kernel by its name, or copy_h2d, copy_d2h, copy_d2d; without one, any of them. `passed` commands (or allocations)
+// A command is a kernel by its name, or copy_h2d, copy_d2h, copy_d2d; without one, any. `passed` commands (or allocations)
 // go well first, then `times` of them (all, if not said) are hit. `device` is the logical number; without one, all devices.
 #pragma once
 #include <string>

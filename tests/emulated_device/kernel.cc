@@ -72,15 +72,16 @@ Operand Launch::output(Tensor* tensor, Type type) {
 Operand Launch::view(Tensor* tensor) { return operand(*tensor); }
 
 void Launch::run(std::function<void()> work) {
-  const C_Status status = stream_.device().submit(stream_, kernel_, 0, std::move(written_), [work = std::move(work), name = kernel_] {
-    try {
-      work();
-      return C_SUCCESS;
-    } catch (const std::exception& error) {
-      complain(name + ": " + error.what());
-      return C_ERROR;
-    }
-  });
+  const C_Status status =
+      stream_.device().submit(stream_, kernel_, 0, std::move(written_), [work = std::move(work), name = kernel_] {
+        try {
+          work();
+          return C_SUCCESS;
+        } catch (const std::exception& error) {
+          complain(name + ": " + error.what());
+          return C_ERROR;
+        }
+      });
   if (status != C_SUCCESS) {
     const std::string why = stream_.device().lost() ? "the device is lost" : "the launch was refused";
     throw std::runtime_error("kernel " + kernel_ + ": " + why);
@@ -137,8 +138,8 @@ void Registry::offer(const char* name, const std::vector<Type>& types, Type resu
                      void (*compute)(PD_KernelContext*), void* variadic) {
   for (const Type type : types) {
     PD_RegisterPhiKernel(name, settings().type.c_str(), type, PD_DataLayout::ALL_LAYOUT, arguments.inputs.size(),
-                         arguments.inputs.data(), arguments.attributes.size(), arguments.attributes.data(), arguments.outputs.size(),
-                         arguments.outputs.data(), definition(result), compute, variadic);
+                         arguments.inputs.data(), arguments.attributes.size(), arguments.attributes.data(),
+                         arguments.outputs.size(), arguments.outputs.data(), definition(result), compute, variadic);
   }
 }
 

@@ -93,7 +93,7 @@ class Registry {
   // `chosen`: "full", "none", "full,-softmax" or "matmul,softmax".
   explicit Registry(const std::string& chosen);
 
-  // Offers a kernel to Paddle for each of the types, where it was chosen. `result` is the type of all outputs that is not the inputs'.
+  // Offers a kernel to Paddle for each of the types, where it was chosen. `result`: the type of all outputs, if not the inputs'.
   template <auto kernel>
   void add(const char* name, const std::vector<Type>& types, Type result = Type::UNDEFINED) {
     if (!wants(name)) return;
@@ -173,7 +173,7 @@ void visit_size(Type type, Body&& body) {
   }
 }
 
-// Kernels compute in few types only, which keeps them quick to compile: what is narrower is widened, and the result narrowed again.
+// Kernels compute in few types only, which keeps them quick to compile: what is narrower is widened, the result narrowed again.
 // In four, where speed matters (float16 and bfloat16 as float32, small integers and bool as int32), else in the two widest.
 template <typename Body>
 void visit_wide(Type type, Body&& body) {

@@ -8,25 +8,27 @@ namespace emulated {
 namespace {
 
 template <typename Function>
-void launch_arithmetic(const Context& context, const char* name, const Tensor& x, const Tensor& y, Tensor* out, Function function) {
+void launch_arithmetic(const Context& context, const char* name, const Tensor& x, const Tensor& y, Tensor* out,
+                       Function function) {
   Launch launch(context, name);
   const Operand a = launch.input(x), b = launch.input(y), to = launch.output(out);
   launch.run([=] {
     const Type type = wide_type(a.type);
-    const WideOperand left = WideOperand::of(a, type), right = WideOperand::of(b, type), result = WideOperand::for_result(to, type);
+    const WideOperand left = WideOperand::of(a, type), right = WideOperand::of(b, type),
+                      result = WideOperand::for_result(to, type);
     visit_wide(type, [&](auto of) { combine<decltype(of), decltype(of)>(*left, *right, *result, function); });
     result.write_to(to);
   });
 }
 
-#define BINARY(name, kind, expression)                                                                     \
-  void name(const Context& context, const Tensor& x, const Tensor& y, Tensor* out) {                       \
-    launch_##kind(context, #name, x, y, out, [](auto a, auto b) { return expression; });                   \
+#define BINARY(name, kind, expression)                                                   \
+  void name(const Context& context, const Tensor& x, const Tensor& y, Tensor* out) {     \
+    launch_##kind(context, #name, x, y, out, [](auto a, auto b) { return expression; }); \
   }
 
 BINARY(add, arithmetic, a + b)
 BINARY(subtract, arithmetic, a - b)
-BINARY(multiply, arithmetic, a * b)
+BINARY(multiply, arithmetic, a* b)
 BINARY(maximum, arithmetic, a > b || a != a ? a : b)
 BINARY(minimum, arithmetic, a < b || a != a ? a : b)
 #undef BINARY

@@ -6,7 +6,8 @@ namespace emulated {
 namespace {
 
 template <typename Function>
-void launch_comparison(const Context& context, const char* name, const Tensor& x, const Tensor& y, Tensor* out, Function function) {
+void launch_comparison(const Context& context, const char* name, const Tensor& x, const Tensor& y, Tensor* out,
+                       Function function) {
   Launch launch(context, name);
   const Operand a = launch.input(x), b = launch.input(y), to = launch.output(out, Type::BOOL);
   launch.run([=] {
@@ -28,9 +29,9 @@ void launch_bits(const Context& context, const char* name, const Tensor& x, cons
   });
 }
 
-#define BINARY(name, kind, expression)                                                                     \
-  void name(const Context& context, const Tensor& x, const Tensor& y, Tensor* out) {                       \
-    launch_##kind(context, #name, x, y, out, [](auto a, auto b) { return expression; });                   \
+#define BINARY(name, kind, expression)                                                   \
+  void name(const Context& context, const Tensor& x, const Tensor& y, Tensor* out) {     \
+    launch_##kind(context, #name, x, y, out, [](auto a, auto b) { return expression; }); \
   }
 
 BINARY(equal, comparison, a == b)
@@ -41,7 +42,7 @@ BINARY(greater_than, comparison, a > b)
 BINARY(greater_equal, comparison, a >= b)
 BINARY(logical_and, comparison, a != decltype(a){} && b != decltype(b){})
 BINARY(logical_or, comparison, a != decltype(a){} || b != decltype(b){})
-BINARY(bitwise_and, bits, a & b)
+BINARY(bitwise_and, bits, a& b)
 BINARY(bitwise_or, bits, a | b)
 #undef BINARY
 

@@ -82,7 +82,8 @@ void scale(const Context& context, const Tensor& x, const Scalar& factor, const 
   const double by = factor.to<double>(), plus = bias.to<double>();
   launch_numbers(context, "scale", x, out, [=](auto v) {
     using T = decltype(v);
-    return bias_after ? static_cast<T>(v * static_cast<T>(by)) + static_cast<T>(plus) : (v + static_cast<T>(plus)) * static_cast<T>(by);
+    return bias_after ? static_cast<T>(v * static_cast<T>(by)) + static_cast<T>(plus)
+                      : (v + static_cast<T>(plus)) * static_cast<T>(by);
   });
 }
 

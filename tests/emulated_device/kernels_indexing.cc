@@ -14,7 +14,8 @@ std::vector<int64_t> read_indices(const Operand& index, int64_t length) {
   for (size_t i = 0; i < values.size(); ++i) {
     int64_t value = index.type == Type::INT32 ? index.as<int32_t>()[i] : index.as<int64_t>()[i];
     if (value < 0) value += length;
-    if (value < 0 || value >= length) throw std::runtime_error("index " + std::to_string(value) + " of " + std::to_string(length));
+    if (value < 0 || value >= length)
+      throw std::runtime_error("index " + std::to_string(value) + " of " + std::to_string(length));
     values[i] = value;
   }
   return values;
@@ -135,7 +136,8 @@ void put(const std::vector<Operand>& indices, const Operand& value, const Operan
   });
 }
 
-void index_put(const Context& context, const Tensor& x, const Tensors& indices, const Tensor& value, bool accumulate, Tensor* out) {
+void index_put(const Context& context, const Tensor& x, const Tensors& indices, const Tensor& value, bool accumulate,
+               Tensor* out) {
   Launch launch(context, "index_put");
   if (accumulate) throw std::runtime_error("index_put: accumulate is not for this device");
   const Operand from = launch.input(x), what = launch.input(value);

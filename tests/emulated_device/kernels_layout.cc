@@ -37,8 +37,8 @@ void contiguous(const Context& context, const Tensor& input, Tensor* out) {
 }
 
 // Into a view: shape, strides and offset of `out` are given.
-void strided_copy(const Context& context, const Tensor& input, const std::vector<int64_t>& dims, const std::vector<int64_t>& strides,
-                  int64_t offset, Tensor* out) {
+void strided_copy(const Context& context, const Tensor& input, const std::vector<int64_t>& dims,
+                  const std::vector<int64_t>& strides, int64_t offset, Tensor* out) {
   Launch launch(context, "strided_copy");
   Operand from = launch.strided_input(input);
   out->Resize(dims);
@@ -77,8 +77,8 @@ void unsqueeze(const Context& context, const Tensor& x, const IntArray&, Tensor*
 }
 
 // Axes that are dropped have length 1, so the elements are those of the box.
-void slice(const Context& context, const Tensor& input, const std::vector<int64_t>& axes, const IntArray& starts, const IntArray& ends,
-           const std::vector<int64_t>&, const std::vector<int64_t>&, Tensor* out) {
+void slice(const Context& context, const Tensor& input, const std::vector<int64_t>& axes, const IntArray& starts,
+           const IntArray& ends, const std::vector<int64_t>&, const std::vector<int64_t>&, Tensor* out) {
   Launch launch(context, "slice");
   Operand box = launch.input(input);
   const std::vector<int64_t> from = starts.GetData(), until = ends.GetData();

@@ -9,12 +9,14 @@ namespace {
 
 // Elements of a tensor of the type they are multiplied in, row by row, whatever way it lies.
 template <typename T>
-using Factor = std::conditional_t<std::is_same_v<T, int8_t>, int8_t, std::conditional_t<std::is_same_v<T, double>, double, float>>;
+using Factor =
+    std::conditional_t<std::is_same_v<T, int8_t>, int8_t, std::conditional_t<std::is_same_v<T, double>, double, float>>;
 
 template <typename T>
 void pack(const T* source, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, Factor<T>* target) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) target[r * columns + c] = static_cast<Factor<T>>(source[r * row_step + c * column_step]);
+    for (int64_t c = 0; c < columns; ++c)
+      target[r * columns + c] = static_cast<Factor<T>>(source[r * row_step + c * column_step]);
   }
 }
 
@@ -31,8 +33,14 @@ Shape shape_of(const Operand& x, const Operand& y, bool transpose_x, bool transp
   if (b.size() == 1) b.push_back(1), transpose_y = false;
   if (a.size() < 2 || b.size() < 2) throw std::runtime_error("matmul: an operand has no dimensions");
   const size_t p = a.size(), q = b.size();
-  Shape shape{transpose_x ? a[p - 1] : a[p - 2], transpose_x ? a[p - 2] : a[p - 1], transpose_y ? b[q - 2] : b[q - 1],
-              transpose_x, transpose_y, {}, {}, {}};
+  Shape shape{transpose_x ? a[p - 1] : a[p - 2],
+              transpose_x ? a[p - 2] : a[p - 1],
+              transpose_y ? b[q - 2] : b[q - 1],
+              transpose_x,
+              transpose_y,
+              {},
+              {},
+              {}};
   if (shape.k != (transpose_y ? b[q - 1] : b[q - 2])) throw std::runtime_error("matmul: inner lengths differ");
   const Dims a_batch(a.begin(), a.end() - 2), b_batch(b.begin(), b.end() - 2);
   shape.batch = broadcast(a_batch, b_batch);

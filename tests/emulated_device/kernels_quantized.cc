@@ -1,4 +1,4 @@
-// Paddle's quantised linear layers. This device's layouts are plain: INT8 weight [N, K], one float32 scale for each of its N rows.
+// Paddle's quantised linear layers. This device's layouts are plain: INT8 weight [N, K], one scale for each of its N rows.
 #include <algorithm>
 #include <cmath>
 
@@ -32,13 +32,15 @@ struct Layer {
   int64_t rows, inputs, outputs;
 };
 
-Layer read_layer(Launch& launch, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& scale, Tensor* out) {
+Layer read_layer(Launch& launch, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& scale,
+                 Tensor* out) {
   Layer layer{launch.input(x), launch.input(weight), bias ? launch.input(*bias) : Operand{}, launch.input(scale), {}, 0, 0, 0};
   layer.to = launch.output(out, layer.x.type);
   if (layer.weight.type != Type::INT8 || layer.weight.dims.size() != 2) throw std::runtime_error("weight: INT8 [N, K] is wanted");
   layer.outputs = layer.weight.dims[0];
   layer.inputs = layer.weight.dims[1];
-  if (layer.x.dims.empty() || layer.x.dims.back() != layer.inputs) throw std::runtime_error("weight: not as many inputs as x has");
+  if (layer.x.dims.empty() || layer.x.dims.back() != layer.inputs)
+    throw std::runtime_error("weight: not as many inputs as x has");
   if (layer.scale.size() != layer.outputs) throw std::runtime_error("weight_scale: not one for each output");
   layer.rows = layer.inputs == 0 ? 0 : layer.x.size() / layer.inputs;
   return layer;
@@ -54,15 +56,16 @@ void run_layer(const Layer& layer, Prepare prepare) {
       const auto compute = prepare(x.data() + row * layer.inputs);
       for (int64_t n = 0; n < layer.outputs; ++n) {
         const double value = compute(layer.weight.as<int8_t>() + n * layer.inputs) * scale[static_cast<size_t>(n)];
-        layer.to.as<T>()[row * layer.outputs + n] = static_cast<T>(static_cast<float>(value + (bias.empty() ? 0 : bias[static_cast<size_t>(n)])));
+        layer.to.as<T>()[row * layer.outputs + n] =
+            static_cast<T>(static_cast<float>(value + (bias.empty() ? 0 : bias[static_cast<size_t>(n)])));
       }
     }
   });
 }
 
 // LLM.int8() (arXiv 2208.07339): inputs above the threshold are multiplied as floats, the others as INT8.
-void llm_int8_linear(const Context& context, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& scale,
-                     float threshold, Tensor* out) {
+void llm_int8_linear(const Context& context, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                     const Tensor& scale, float threshold, Tensor* out) {
   Launch launch(context, "llm_int8_linear");
   const Layer layer = read_layer(launch, x, weight, bias, scale, out);
   launch.run([=] {
@@ -88,10 +91,11 @@ void llm_int8_linear(const Context& context, const Tensor& x, const Tensor& weig
   });
 }
 
-void weight_only_linear(const Context& context, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& scale,
-                        const std::string& weight_dtype, int, int group_size, Tensor* out) {
+void weight_only_linear(const Context& context, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                        const Tensor& scale, const std::string& weight_dtype, int, int group_size, Tensor* out) {
   Launch launch(context, "weight_only_linear");
-  if (weight_dtype != "int8" || group_size != -1) throw std::runtime_error("weight_only_linear: int8 with a scale a channel only");
+  if (weight_dtype != "int8" || group_size != -1)
+    throw std::runtime_error("weight_only_linear: int8 with a scale a channel only");
   const Layer layer = read_layer(launch, x, weight, bias, scale, out);
   launch.run([=] {
     run_layer(layer, [&](const float* row) {
@@ -109,7 +113,8 @@ void weight_quantize(const Context& context, const Tensor& x, const std::string&
                      Tensor* scale) {
   Launch launch(context, "weight_quantize");
   const bool known = algorithm == "weight_only_int8" || algorithm == "llm.int8";
-  if (!known || group_size != -1) throw std::runtime_error("weight_quantize: " + algorithm + " with groups is not for this device");
+  if (!known || group_size != -1)
+    throw std::runtime_error("weight_quantize: " + algorithm + " with groups is not for this device");
   const Operand from = launch.input(x), to = launch.output(out, Type::INT8), scales = launch.output(scale);
   launch.run([=] {
     const std::vector<float> values = read_floats(from);
@@ -119,7 +124,8 @@ void weight_quantize(const Context& context, const Tensor& x, const std::string&
       for (int64_t k = 0; k < inputs; ++k) largest = std::max(largest, std::fabs(values[static_cast<size_t>(k * outputs + n)]));
       const float step = largest == 0 ? 1 : largest / kLargest;
       for (int64_t k = 0; k < inputs; ++k) {
-        to.as<int8_t>()[n * inputs + k] = static_cast<int8_t>(std::nearbyint(values[static_cast<size_t>(k * outputs + n)] / step));
+        to.as<int8_t>()[n * inputs + k] =
+            static_cast<int8_t>(std::nearbyint(values[static_cast<size_t>(k * outputs + n)] / step));
       }
       visit_float(scales.type, [&](auto type) { scales.as<decltype(type)>()[n] = static_cast<decltype(type)>(step); });
     }

@@ -46,8 +46,9 @@ void sum_into(const Operand& from, const Operand& to, const Reduction& shape, bo
   const WideOperand source = WideOperand::of(from, type), result = WideOperand::for_result(to, type);
   visit_widest(type, [&](auto of) {
     using T = decltype(of);
-    reduce<T>(*source, shape, T{0}, [](T sum, T value) { return sum + value; },
-              [&](int64_t at, T sum, int64_t n) { result->as<T>()[at] = divides ? sum / static_cast<T>(n) : sum; });
+    reduce<T>(
+        *source, shape, T{0}, [](T sum, T value) { return sum + value; },
+        [&](int64_t at, T sum, int64_t n) { result->as<T>()[at] = divides ? sum / static_cast<T>(n) : sum; });
   });
   result.write_to(to);
 }
@@ -87,7 +88,8 @@ void extreme(const Context& context, const char* name, const Tensor& x, const In
         const bool takes = !best.found || value != value || (best.value == best.value && better(value, best.value));
         return Best{true, takes ? value : best.value};
       };
-      reduce<T>(*source, shape, Best{false, T{}}, fold, [&](int64_t at, Best best, int64_t) { result->as<T>()[at] = best.value; });
+      reduce<T>(*source, shape, Best{false, T{}}, fold,
+                [&](int64_t at, Best best, int64_t) { result->as<T>()[at] = best.value; });
     });
     result.write_to(to);
   });
@@ -109,8 +111,9 @@ void truth(const Context& context, const char* name, const Tensor& x, const std:
   const Reduction shape = along(from, axes);
   launch.run([=] {
     const WideOperand source = WideOperand::of(from, Type::FLOAT64);
-    reduce<double>(*source, shape, start, [&](bool so_far, double value) { return fold(so_far, value != 0); },
-                   [&](int64_t at, bool value, int64_t) { to.as<bool>()[at] = value; });
+    reduce<double>(
+        *source, shape, start, [&](bool so_far, double value) { return fold(so_far, value != 0); },
+        [&](int64_t at, bool value, int64_t) { to.as<bool>()[at] = value; });
   });
 }
 
@@ -142,7 +145,8 @@ void argmax(const Context& context, const Tensor& x, const Scalar& axis, bool, b
         const bool takes = best.at < 0 || (best.value == best.value && (value != value || value > best.value));
         return takes ? Best{best.next, best.next + 1, value} : Best{best.at, best.next + 1, best.value};
       };
-      reduce<T>(*source, shape, Best{-1, 0, T{}}, fold, [&](int64_t at, Best best, int64_t) { result->as<int64_t>()[at] = best.at; });
+      reduce<T>(*source, shape, Best{-1, 0, T{}}, fold,
+                [&](int64_t at, Best best, int64_t) { result->as<int64_t>()[at] = best.at; });
     });
     result.write_to(to);
   });

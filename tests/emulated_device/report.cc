@@ -14,8 +14,9 @@ namespace {
 
 void write_device(std::ostream& out, Device& device) {
   const MemoryUse use = device.arena.use();
-  out << "{\"device\": " << device.logical << ", \"physical\": " << device.physical << ", \"lost\": " << (device.lost() ? "true" : "false")
-      << ", \"violations\": " << device.violations << ", \"limit_bytes\": " << use.limit_bytes << ", \"used_bytes\": " << use.used_bytes
+  out << "{\"device\": " << device.logical << ", \"physical\": " << device.physical
+      << ", \"lost\": " << (device.lost() ? "true" : "false") << ", \"violations\": " << device.violations
+      << ", \"limit_bytes\": " << use.limit_bytes << ", \"used_bytes\": " << use.used_bytes
       << ", \"peak_bytes\": " << use.peak_bytes << ", \"allocations\": " << use.allocations << ", \"frees\": " << use.frees
       << ", \"refused_allocations\": " << use.refusals << ", \"commands\": {";
   const char* separator = "";

@@ -135,15 +135,16 @@ C_Status device_memory_allocate(const C_Device device, void** address, size_t by
   return *address == nullptr && !settings().null_when_full ? C_FAILED : C_SUCCESS;
 }
 
-// Waits for all streams first, as runtimes of real devices do: what is queued may still use the memory. Where a stream is stuck or
-// the device is lost, the block is left allocated, because nobody can say when it is free.
+// Waits for all streams first, as runtimes of real devices do: what is queued may still use the memory. Where a stream is stuck
+// or the device is lost, the block is left allocated, because nobody can say when it is free.
 C_Status device_memory_deallocate(const C_Device device, void* address, size_t) {
   Device& owner = device_of(device);
   if (owner.lost() || owner.any_held()) return bookkeeping(device);
   owner.wait_idle();
   const FreeResult result = owner.arena.deallocate(address);
   if (result == FreeResult::kFreed) return C_SUCCESS;
-  owner.note_violation(result == FreeResult::kOverrun ? "free: something wrote behind the block" : "free: not a block of this device");
+  owner.note_violation(result == FreeResult::kOverrun ? "free: something wrote behind the block"
+                                                      : "free: not a block of this device");
   return result == FreeResult::kOverrun ? C_SUCCESS : C_ERROR;
 }
 

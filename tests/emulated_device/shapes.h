@@ -57,8 +57,8 @@ inline Dims broadcast_strides(const Dims& dims, const Dims& out) {
   return strides;
 }
 
-// Walks tensors of one shape side by side and calls row(offsets, steps, n) for each stretch of n elements. Dimensions that lie one
-// behind the other in all tensors are walked as one.
+// Walks tensors of one shape side by side and calls row(offsets, steps, n) for each stretch of n elements. Dimensions that lie
+// one behind the other in all tensors are walked as one.
 template <size_t N, typename Row>
 void for_rows(const Dims& shape, const std::array<Dims, N>& strides, Row&& row) {
   Dims dims;

@@ -89,7 +89,9 @@ bool Stream::held() const {
 
 void Stream::wake() {
   // the lock makes sure that a waiter has either seen the loss or is waiting already
-  { std::lock_guard<std::mutex> lock(mutex_); }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+  }
   changed_.notify_all();
 }
 
