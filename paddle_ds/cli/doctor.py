@@ -114,7 +114,11 @@ def __getattr__(name: str) -> Any:
 
 def without_click(arguments: Sequence[str]) -> int:
     """The same command by the standard library alone. Returns the exit status; a wrong call ends the process with 2."""
-    return report(parsed(arguments))
+    try:
+        return report(parsed(arguments))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def parsed(arguments: Sequence[str]) -> dict[str, Any]:

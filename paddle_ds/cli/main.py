@@ -17,6 +17,7 @@ _COMMANDS = {
     "chat": "paddle_ds.cli.chat:chat",
     "devices": "paddle_ds.cli.devices:devices",
     "doctor": "paddle_ds.cli.doctor:doctor",
+    "export": "paddle_ds.cli.export:export",
     "generate": "paddle_ds.cli.generate:generate",
     "inspect": "paddle_ds.cli.inspect:inspect",
     "bench": "paddle_ds.cli.bench:bench",

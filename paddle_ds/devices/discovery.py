@@ -72,9 +72,6 @@ def open_device(name: str, extra_profiles: Path | None = None) -> Device:
     count = counts().get(device_type, 0)
     if known is not None and known.mechanism == "gpu" and known.rocm != paddle.device.is_compiled_with_rocm():
         count = 0
-    if not count and known is not None and device_type in (paddle.device.get_all_custom_device_type() or []):
-        hidden = hidden_by(known, index, os.environ) or "its driver shows none"
-        raise DeviceNotFound(f"device {name!r} is not here; the plug-in is loaded, but this process sees no device: {hidden}")
     if not count:
         raise DeviceNotFound(_why_absent(name, device_type, known))
     if index >= count:
@@ -148,6 +145,9 @@ def _why_absent(name: str, device_type: str, known: DeviceProfile | None) -> str
         )
     bad = [f"{plugin.path}: {plugin.problem}" for plugin in plugins.find() if plugin.problem]
     refused = f" Not loaded: {'; '.join(bad)}." if bad else ""
+    hidden = hidden_by(known, 0, os.environ)  # a plug-in without a visible device is not among Paddle's types at all
+    if hidden:
+        return f"device {name!r} is not here: {hidden}. {plugins.where()}.{refused} Have: {have}"
     return (
         f"device {name!r} is not here: the plug-in {known.plugin or device_type} for {known.vendor} is not loaded. "
         f"{plugins.where()}.{refused} Install it ({known.install}), or set {plugins.VARIABLE} to the directory that holds its "

@@ -1,7 +1,8 @@
 """Plug-in libraries that teach Paddle a device: where Paddle looks for them, and why one of them was not taken. No paddle here.
 
-Paddle loads every ``lib*.so`` of the directories in ``CUSTOM_DEVICE_ROOT`` (separated by ``:``) and, without that variable, of
-``paddle_custom_device/`` beside the installed package. A library that cannot be loaded is passed over with a line in its log.
+Paddle loads every ``lib*.so`` of the directory ``CUSTOM_DEVICE_ROOT`` (one path, not a list) or, without that variable, of
+``paddle_custom_device/`` beside the installed package. One that cannot be opened makes ``import paddle`` raise; one that is no
+plug-in is passed over with a line in its log.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def directories(environ: Mapping[str, str] | None = None) -> list[Path]:
     """Where Paddle looks, first the one it looks at first."""
     given = (os.environ if environ is None else environ).get(VARIABLE, "")
     if given:
-        return [Path(part) for part in given.split(":") if part]
+        return [Path(given)]
     spec = importlib.util.find_spec("paddle")
     root = Path(spec.origin).parent.parent if spec and spec.origin else None
     return [root / "paddle_custom_device"] if root else []

@@ -121,6 +121,13 @@ def test_an_index_beyond_the_visible_ones_is_told_with_the_variable_that_hides_i
     assert "DeviceNotFound: device 'npu:1' is not here; this process sees npu:0; ASCEND_RT_VISIBLE_DEVICES=1" in done.stderr
 
 
+def test_a_variable_that_hides_every_device_is_named() -> None:
+    program = "from paddle_ds import LLM; LLM(device='npu:0')"
+    done = run(program, visible_variable="ASCEND_RT_VISIBLE_DEVICES", more={"ASCEND_RT_VISIBLE_DEVICES": "-1"})
+    assert done.returncode == 1
+    assert "device 'npu:0' is not here: ASCEND_RT_VISIBLE_DEVICES=-1 hides every device" in done.stderr
+
+
 def test_both_devices_are_listed() -> None:
     assert result(LIST) == ["cpu", "npu:0", "npu:1"]
 

@@ -36,6 +36,7 @@ def check(context: Context, limit_s: float = _LIMIT_S) -> Iterator[Finding]:
     """
     if not any(context.version(name) for name in pins.PADDLE_BUILDS):
         return  # the check of versions has told
+    context.settings()  # with a wrong variable there is nothing to ask in the other process
     command = [sys.executable, "-m", "paddle_ds.cli.checks.in_paddle", json.dumps(dataclasses.asdict(context.asked))]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+", errors="replace") as complaint:
         status = _run(command, output, complaint, limit_s)

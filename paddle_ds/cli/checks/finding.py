@@ -98,6 +98,7 @@ CODES: dict[str, tuple[Level, ...]] = {
     "isa_capped": _WARNING,
     # flags
     "flags": _FACT,
+    "flag_effective": _FACT,
     "flag_ignored": _WARNING,
     "flag_replaced": _WARNING,
 }

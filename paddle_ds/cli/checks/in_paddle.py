@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paddle_ds.cli.checks import model, operators
-from paddle_ds.cli.checks.context import Check, Context, Questions, run
+from paddle_ds.cli.checks.context import Context, Questions, run
 from paddle_ds.cli.checks.finding import Finding, Level
 from paddle_ds.devices import environment, plugins
 from paddle_ds.devices.base import Device
+from paddle_ds.devices.failures import summary
+from paddle_ds.devices.flags import FlagReport, apply_flags, before_paddle, ignored_variables
 from paddle_ds.devices.profile import DeviceProfile, hidden_by, profiles, visible_indices
-from paddle_ds.errors import DeviceError, PaddleDSError
+from paddle_ds.errors import ConfigError, DeviceError, PaddleDSError
 
 _TOPIC = "devices"
 _GB = 1e9
@@ -39,16 +41,14 @@ def examine(context: Context, environ: Mapping[str, str]) -> Iterator[Finding]:
         if finding.level == "error":
             return
 
-    later: list[Check] = [
-        (_TOPIC, visible),
-        (_TOPIC, tools),
-        (_TOPIC, present),
-        (_TOPIC, asked_for),
-        ("model", model.on_device),
-        ("operators", operators.check),
-        ("flags", functools.partial(flags, environ)),
-    ]
-    yield from run(later, context)
+    missing = list(run([(_TOPIC, asked_for)], context))
+    if not missing:  # flags first: once there is a tensor, the allocator's are decided
+        yield from run([("flags", configured)], context)
+    yield from run([(_TOPIC, visible), (_TOPIC, tools), (_TOPIC, present)], context)
+    yield from missing
+    if not missing:
+        yield from run([("model", model.on_device), ("operators", operators.check)], context)
+    yield from run([("flags", functools.partial(ignored, environ))], context)
 
 
 def libraries(context: Context) -> Iterator[Finding]:
@@ -73,6 +73,8 @@ def libraries(context: Context) -> Iterator[Finding]:
 def loaded(context: Context) -> Iterator[Finding]:
     """Load Paddle, and see that installed plug-ins have shown it a device type."""
     current = context.settings()
+    with contextlib.suppress(ConfigError):  # the check of the model has told
+        os.environ.update(before_paddle(context.engine_config().memory.wanted()))
     environment.prepare(current.num_threads, model.device_name(context), current.device_profiles)
     os.environ.setdefault("GLOG_minloglevel", "1")  # what the loader says of each library reads like errors
     try:
@@ -81,12 +83,15 @@ def loaded(context: Context) -> Iterator[Finding]:
 
         types = list(paddle.device.get_all_custom_device_type() or [])
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        text = f"Paddle cannot be imported: {type(error).__name__}: {lines[-1][:300]}"
+        bad = [plugin.path for plugin in libraries_here() if plugin.problem]  # one that cannot be opened is enough
         fix = "install it anew, and what it is linked against (apt-get install libgomp1)"
-        yield Finding("paddle_unusable", _TOPIC, "error", text, fix)
+        if bad:
+            fix = f"remove {' and '.join(map(str, bad))}, or install what it is linked against; or unset {plugins.VARIABLE}"
+        text = error.message if isinstance(error, PaddleDSError) else f"{type(error).__name__}: {summary(str(error))}"
+        yield Finding("paddle_unusable", _TOPIC, "error", f"Paddle cannot be imported: {text}", fix)
         return
-    yield Finding("devices", _TOPIC, "ok", f"cpu; plug-ins: {', '.join(types) or 'none'}")
+    none = f"none ({plugins.where()})"
+    yield Finding("devices", _TOPIC, "ok", f"cpu; plug-ins: {', '.join(types) or none}")
     for profile in _known(context):
         if profile.plugin and context.version(profile.plugin) and profile.type not in types:
             text = (
@@ -178,17 +183,32 @@ def asked_for(context: Context) -> Iterator[Finding]:
         yield Finding("device_not_found", _TOPIC, "error", error.message, fix)
 
 
-def flags(environ: Mapping[str, str], context: Context) -> Iterator[Finding]:
-    """Variables ``FLAGS_*`` that do nothing."""
-    from paddle_ds.devices.flags import ignored_variables
+def configured(context: Context) -> Iterator[Finding]:
+    """Flags of the configuration file, applied and tried out as the engine does it."""
+    from paddle_ds.devices.discovery import open_device
 
+    try:
+        config = context.engine_config()
+    except ConfigError:
+        return  # the check of the model has told
+    wanted = config.memory.wanted()
+    try:
+        reports = apply_flags(wanted, open_device(config.device, _extra(context)), strict=config.strict) if wanted else []
+    except ConfigError as error:
+        yield Finding("config_wrong", "flags", "error", error.message, "correct the section memory of the configuration file")
+        return
+    for report in reports:
+        if report.status == "effective":
+            yield Finding("flag_effective", "flags", "ok", _reported(report, "of the configuration"))
+        else:
+            yield _ineffective(report, "of the configuration", "take it out")
+
+
+def ignored(environ: Mapping[str, str], context: Context) -> Iterator[Finding]:
+    """Variables ``FLAGS_*`` that do nothing."""
     reports = ignored_variables(environ)
     for report in reports:
-        text = f"{report.name}={environ[report.name]}: {report.status}: {report.reason}"
-        if report.replacement:
-            yield Finding("flag_replaced", "flags", "warning", text, f"unset it, and use {report.replacement}")
-        else:
-            yield Finding("flag_ignored", "flags", "warning", text, f"unset {report.name}, or correct it")
+        yield _ineffective(report, "of the environment", "unset it")
     given = [name for name in environ if name.startswith("FLAGS_")]
     if not reports:
         told = ", ".join(sorted(given)) if given else "none is set"
@@ -197,6 +217,16 @@ def flags(environ: Mapping[str, str], context: Context) -> Iterator[Finding]:
 
 def _install(profile: DeviceProfile) -> str:
     return " ".join(profile.install.split())
+
+
+def _ineffective(report: FlagReport, where: str, away: str) -> Finding:
+    if report.replacement:
+        return Finding("flag_replaced", "flags", "warning", _reported(report, where), f"{away}, and use {report.replacement}")
+    return Finding("flag_ignored", "flags", "warning", _reported(report, where), f"{away}, or correct it")
+
+
+def _reported(report: FlagReport, where: str) -> str:
+    return f"{report.name}={report.requested} {where}: {report.status}: {report.reason}"
 
 
 def _extra(context: Context) -> Path | None:

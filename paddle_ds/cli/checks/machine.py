@@ -53,8 +53,8 @@ def nodes(context: Context) -> Iterator[Finding]:
     told = ", ".join(f"node {name} with {len(cores & here)}" for name, cores in usable.items())
     name, cores = max(usable.items(), key=lambda node: len(node[1] & here))
     fix = (
-        f"bind a server to one node, and start one for each: numactl --cpunodebind={name} --membind={name} paddle-ds serve …, or "
-        f"without numactl: taskset --cpu-list {_ranges(cores & here)} paddle-ds serve …"
+        f"bind each server to one node: numactl --cpunodebind={name} --membind={name} paddle-ds serve ..., or "
+        f"without numactl: taskset --cpu-list {_ranges(cores & here)} paddle-ds serve ..."
     )
     text = (
         f"the usable cores are on {len(usable)} nodes ({told} cores): weights on another node are read over the link between them"

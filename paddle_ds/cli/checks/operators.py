@@ -9,21 +9,20 @@ from paddle_ds.cli.checks.compiler import brought
 from paddle_ds.cli.checks.context import Context
 from paddle_ds.cli.checks.finding import Finding, Level
 from paddle_ds.cli.checks.model import device_name
-from paddle_ds.errors import PaddleDSError
 
 _TOPIC = "operators"
 
 
 def check(context: Context) -> Iterator[Finding]:
-    """On the device that was asked for. Where fallbacks are refused (``--strict``, ``PADDLE_DS_STRICT``), each is an error."""
+    """On the device that was asked for, which is there.
+
+    Where fallbacks are refused (``--strict``, ``PADDLE_DS_STRICT``), each one is an error.
+    """
     from paddle_ds.devices.discovery import open_device
     from paddle_ds.kernels.registry import NATIVE, choose
 
     current = context.settings()
-    try:
-        device = open_device(device_name(context), Path(current.device_profiles) if current.device_profiles else None)
-    except PaddleDSError:
-        return  # the check of devices has told
+    device = open_device(device_name(context), Path(current.device_profiles) if current.device_profiles else None)
     kernels = choose(device)
     chosen = ", ".join(f"{op}={name}" for op, name in kernels.chosen.items())
     yield Finding("operators", _TOPIC, "ok", f"on {device.name}: {chosen}")

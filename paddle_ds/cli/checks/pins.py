@@ -43,7 +43,12 @@ CORE = (
 )
 
 EXTRAS = (
-    Extra("serving", "paddle-ds serve", "flask", ("flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20")),
+    Extra(
+        "serving",
+        "paddle-ds serve",
+        "flask",
+        ("flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20", "pyjwt[crypto]>=2.9", "redis>=5"),
+    ),
     Extra(
         "hub",
         "hub names and quantisation",
@@ -95,10 +100,10 @@ UNDECLARED = (
 def name_of(requirement: str) -> str:
     """The package in a requirement of these tables; no need for what parses all that may stand in one.
 
-    >>> name_of("safetensors>=0.6,<0.8")
-    'safetensors'
+    >>> name_of("safetensors>=0.6,<0.8"), name_of("pyjwt[crypto]>=2.9")
+    ('safetensors', 'pyjwt')
     """
-    return re.split("[<>=]", requirement)[0]
+    return re.split(r"[\[<>=]", requirement)[0]
 
 
 def names() -> set[str]:

@@ -25,8 +25,8 @@ _WANTED_DISK_BYTES = 100 << 20
 def directories(context: Context) -> Iterator[Finding]:
     """The runtime directory and the cache: made where they are not there yet, so what counts is the part of the path that is."""
     current = context.settings()
-    for name, path in (("runtime", current.runtime_dir), ("cache", current.cache_dir)):
-        existing = os.path.abspath(os.path.expanduser(path))
+    for name, path in (("runtime", current.runtime_dir), ("cache", os.path.expanduser(current.cache_dir))):
+        existing = os.path.abspath(path)
         while not os.path.exists(existing):
             existing = os.path.dirname(existing)
         fix = f"set PADDLE_DS_{name.upper()}_DIR to a directory you may write to"

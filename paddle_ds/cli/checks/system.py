@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ _PYTHONS = ((3, 10), (3, 12))
 def program(context: Context) -> Iterator[Finding]:
     """What runs this."""
     yield Finding("program", "paddle-ds", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
-    if not _PYTHONS[0] <= sys.version_info[:2] <= _PYTHONS[1]:
+    major, minor, _ = platform.python_version_tuple()
+    if not _PYTHONS[0] <= (int(major), int(minor)) <= _PYTHONS[1]:
         yield Finding("python_untested", "python", "warning", "tested with 3.11; the lock covers 3.10 to 3.12", "use Python 3.11")
-    if importlib.util.find_spec("pip") is None:
+    if context.version("pip") is None:
         text = f"{sys.executable} has no pip, so the commands below will not be found"
         fix = f"{sys.executable} -m ensurepip (where that is missing, too: apt-get install python3-venv)"
         yield Finding("pip_missing", "python", "warning", text, fix)

@@ -100,4 +100,4 @@ def _install_all(requirements: list[str]) -> str:
 
 
 def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if set("<>") & set(requirement) else requirement
+    return f"'{requirement}'" if set("<>[") & set(requirement) else requirement

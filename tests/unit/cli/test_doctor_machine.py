@@ -16,8 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from paddle_ds.cli.checks import Context, Finding, Questions, compiler, machine, server, system
+from paddle_ds.cli.checks import Context, Distribution, Finding, Questions, compiler, machine, server, system
 from paddle_ds.cli.checks.context import run
+from paddle_ds.kernels import build
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +39,7 @@ def write(root: Path, **texts: str) -> Context:
 
 def test_the_program_and_a_python_that_nobody_has_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(system.program(Context(installed={})))["program"].level == "ok"
-    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "99", "0"))
     assert told(system.program(Context(installed={})))["python_untested"].fix == "use Python 3.11"
 
 
@@ -92,6 +93,17 @@ def test_no_compiler_is_found_with_a_fix(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.delenv("CXX", raising=False)
     (found,) = compiler.check(Context(installed={}))
     assert (found.code, found.level, found.fix) == ("no_compiler", "warning", "apt-get install g++")
+
+
+def test_no_compiler_is_needed_where_the_operators_came_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "PREBUILT", tmp_path)
+    library = tmp_path / build.prebuilt_key("3.3.1") / build.LIBRARY
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    context = Context(installed={"paddlepaddle": Distribution("paddlepaddle", "3.3.1")})
+    assert [finding.code for finding in compiler.check(context)] == ["compiler_not_needed"]
 
 
 def test_a_compiler_that_cannot_be_taken_apart_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
