@@ -33,8 +33,9 @@ $(VENV)/.dev: requirements-dev.lock setup.py | $(BIN)/python
 serve: $(VENV)/.serve
 	@exec $(BIN)/paddle-ds serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
+# Two files at a time: much of the suite waits for processes that start. A file's tests stay together, with what they share.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -23,6 +23,10 @@
     ├── TokenizerError               tokenizer files are absent or broken
     ├── ChatTemplateError            the template is absent, broken, or refuses the messages
     ├── DeviceError                  the requested device cannot be used
+    │   ├── DeviceNotFound               it is not here; the message says what is missing
+    │   ├── DeviceOutOfMemory            an allocation on it failed
+    │   └── DeviceLost                   it has failed for good
+    │       └── DeviceTimeout                it does not finish its work
     ├── KernelError                  an operator could not be built or loaded
     ├── MemoryPlanError              the model does not fit into the memory there is
     ├── CalibrationError             calibration data are absent, damaged or too few
@@ -291,13 +295,13 @@ class CircuitOpen(EngineError):
 class UpdateRunning(EngineError):
     code = "update_running"
     http_status = 409
-    type = "invalid_request_error"
+    type = "conflict_error"
 
 
 class NothingToRollBack(EngineError):
     code = "nothing_to_roll_back"
     http_status = 409
-    type = "invalid_request_error"
+    type = "conflict_error"
 
 
 class InternalError(EngineError):

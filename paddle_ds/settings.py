@@ -36,6 +36,22 @@ def _nonempty(text: str) -> str:
     return text
 
 
+def _not_negative_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError("a number of at least 0")
+    return value
+
+
+def _redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("a URL with redis://, rediss:// or unix://")
+    return text
+
+
 def _positive_int(text: str) -> int:
     if not re.fullmatch("0*[1-9][0-9]{0,9}", text):
         raise ValueError("a whole number of at least 1")
@@ -75,6 +91,8 @@ class Variable:
     parse: Callable[[str], Any]
     default: Any
     meaning: str
+    #: its value is never shown
+    secret: bool = False
 
     @property
     def name(self) -> str:
@@ -92,12 +110,30 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
-    Variable("engine_socket", _nonempty, None, "path of the engine's socket, for an HTTP worker (set by `paddle-ds serve`)"),
+    Variable(
+        "engine_socket",
+        _nonempty,
+        None,
+        "path of the engine's socket or of the pointer to it, for an HTTP worker (set by `paddle-ds serve`)",
+    ),
+    Variable("canary_every_s", _positive_float, 30.0, "seconds between two canaries, short answers that show the engine works"),
+    Variable("canary_prompt", _nonempty, "1+1=", "what the canary is asked"),
+    Variable("canary_expect", _nonempty, None, "text that the canary's answer must contain (default: any will do)"),
+    Variable("drain_s", _positive_float, 600.0, "seconds that streams of an engine may go on after a switch to another"),
+    Variable("api_key", _nonempty, None, "a key with every scope, for an HTTP worker", secret=True),
+    Variable("api_keys_file", _nonempty, None, "file with the hashes of API keys (see `paddle-ds keys`)"),
+    Variable("jwt_key_file", _nonempty, None, "file with the key that checks JSON Web Tokens: an RSA public key, or a secret"),
+    Variable("jwt_audience", _nonempty, None, "audience that tokens must be for"),
+    Variable("jwt_issuer", _nonempty, None, "issuer that tokens must come from (default: any that has the key)"),
+    Variable("redis_url", _redis_url, None, "Redis that several servers share quotas and cached answers through", secret=True),
+    Variable("response_cache_s", _not_negative_float, 0.0, "seconds that deterministic answers are kept (0: not at all)"),
     Variable("operators", _nonempty, None, "path of a built library of operators, instead of building one"),
     Variable(
         "max_isa", _choice("avx512", "avx2", "baseline"), "avx512", "best instruction set our own loops may use (for tests)"
     ),
     Variable("device_profiles", _nonempty, None, "directory with profiles of chips beside those that come with the project"),
+    Variable("log_prompts", _flag, False, "write the prompt of each request into its log line"),
+    Variable("feedback_dir", _nonempty, None, "directory that keeps what POST /v1/feedback brings (default: it is refused)"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
 
@@ -115,9 +151,22 @@ class Settings:
     hub_timeout_s: float
     sse_ping_s: float
     engine_socket: str | None
+    canary_every_s: float
+    canary_prompt: str
+    canary_expect: str | None
+    drain_s: float
+    api_key: str | None = dataclasses.field(repr=False)
+    api_keys_file: str | None
+    jwt_key_file: str | None
+    jwt_audience: str | None
+    jwt_issuer: str | None
+    redis_url: str | None = dataclasses.field(repr=False)
+    response_cache_s: float
     operators: str | None
     max_isa: str
     device_profiles: str | None
+    log_prompts: bool
+    feedback_dir: str | None
     strict: bool
 
 
@@ -141,5 +190,6 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[variable.field] = variable.parse(text)
         except ValueError as error:
-            raise ConfigError(f"environment: {variable.name}={text!r} is wrong; expected {error}") from error
+            shown = "…" if variable.secret else repr(text)
+            raise ConfigError(f"environment: {variable.name}={shown} is wrong; expected {error}") from error
     return Settings(**values)

@@ -1,8 +1,9 @@
 """``manifest.json``: whether the tensors of a directory are those that were written, and a name for what a directory holds.
 
-    {"version": 1, "tensors": {"model.norm.weight": {"sha256": "…", "shape": [192], "dtype": "float32", "file": "model.safetensors"}}}
+    {"version": 1, "tensors": {"model.norm.weight": {"sha256": "…", "shape": [192], "dtype": "float32", "file": "…"}, …}}
 
-A hash is that of the tensor's bytes in its file. Files are read, not mapped: one that shrinks meanwhile is an error and no signal.
+A hash is that of the tensor's bytes in its file. Files are read, not mapped: one that shrinks meanwhile is an error, not a
+signal.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def _build(toolchain: Toolchain, target: Path) -> None:
         objects = [str(output) for _, output in jobs]
         libs = toolchain.paddle_dir / "libs"
         # Paddle's own OpenMP runtime by path, and no -fopenmp here: a second runtime would fight the first for the cores
-        linked = [str(libs / "libdnnl.so.3"), str(libs / "libiomp5.so"), str(toolchain.paddle_dir / "base" / "libpaddle.so")]
+        # and not libpaddle.so: a C++ host of an exported program has libpaddle_inference.so in its place, and these beside it
+        linked = [str(libs / name) for name in ("libdnnl.so.3", "libiomp5.so", "libphi_core.so", "libphi.so", "libcommon.so")]
         partial = Path(scratch) / LIBRARY
         sanitizers = [flag for flag in toolchain.extra_flags if "sanitize" in flag]
         _run([*toolchain.compiler, "-shared", *sanitizers, "-o", str(partial), *objects, *linked])
@@ -168,9 +169,11 @@ def _compilations(toolchain: Toolchain, scratch: Path) -> Iterator[tuple[list[st
         if source.name.endswith(".inc.cc"):
             continue
         output = scratch / f"{source.stem}.o"
-        more = {"ops.cc": for_paddle, "vnni_products.cc": list(_VNNI) if platform.machine() == "x86_64" else []}.get(
-            source.name, []
-        )
+        more = {
+            "ops.cc": for_paddle,
+            "export_ops.cc": for_paddle,
+            "vnni_products.cc": list(_VNNI) if platform.machine() == "x86_64" else [],
+        }.get(source.name, [])
         yield [*base, *more, "-c", str(source), "-o", str(output)], output
 
 

@@ -113,7 +113,8 @@ def _unpack(packed: paddle.Tensor, num_in: int) -> paddle.Tensor:
         return packed.astype("float32")
     low = paddle.bitwise_and(packed, paddle.full_like(packed, 15))
     high = paddle.bitwise_right_shift(packed, paddle.full_like(packed, 4))
-    return paddle.concat([low, high], axis=1)[:, :num_in].astype("float32") - _NIBBLE_OFFSET
+    # widened first: a program that is exported cannot join uint8
+    return paddle.concat([low.astype("float32"), high.astype("float32")], axis=1)[:, :num_in] - _NIBBLE_OFFSET
 
 
 def dequantize(

@@ -11,6 +11,20 @@ from paddle_ds.kernels import native
 from paddle_ds.kernels.grouped_linear import FloatArray, GroupedArguments, Int8Array, Int16Array, Int32Array, pack
 
 
+def in_group_order(given: GroupedArguments) -> tuple[Int32Array | None, Int32Array]:
+    """How the operator wants the inputs.
+
+    Returns:
+        Which goes where, int32 [K], ``None``: as they are; and where groups begin, int32 [G + 1].
+    """
+    groups = given.group_of_column()
+    order = None
+    if (np.diff(groups) < 0).any():
+        order = np.argsort(groups, kind="stable").astype(np.int32)
+        groups = groups[order]
+    return order, np.searchsorted(groups, np.arange(given.scales.shape[1] + 1)).astype(np.int32)
+
+
 class NativeGroupedLinear:
     """W4A16 or W8A16 layer; same contract as ``grouped_linear.ReferenceGroupedLinear``.
 
@@ -29,12 +43,7 @@ class NativeGroupedLinear:
         bias: FloatArray | None,
     ) -> None:
         given = GroupedArguments(values, scales, zero_points, group_index, group_size, bits, bias)
-        groups = given.group_of_column()
-        order = None
-        if (np.diff(groups) < 0).any():
-            order = np.argsort(groups, kind="stable").astype(np.int32)
-            groups = groups[order]
-        starts = np.searchsorted(groups, np.arange(scales.shape[1] + 1)).astype(np.int32)
+        order, starts = in_group_order(given)
         self._library = native.library()
         arrays = (pack(values, bits, order), scales, zero_points, starts, order, bias)
         kept = [None if array is None else np.ascontiguousarray(array) for array in arrays]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -10,7 +11,9 @@ from flask import Flask
 from paddle_ds import settings as settings_table
 from paddle_ds.settings import Settings
 from paddle_ds_serving import http_errors, request_log
+from paddle_ds_serving.access.install import install as install_access
 from paddle_ds_serving.engine import EngineClient
+from paddle_ds_serving.host_metrics import HostCollector
 from paddle_ds_serving.routes import ALL
 from paddle_ds_serving.service import Service
 
@@ -44,8 +47,11 @@ def create_app(
         **{name: value for name, value in own.items() if value is not None},
     )
     app.extensions["paddle_ds"] = service
+    run_dir = None if service.settings.engine_socket is None else Path(service.settings.engine_socket).parent
+    service.metrics.collect_also(HostCollector(engine, run_dir))
     request_log.install(app, service.metrics)
     http_errors.install(app)
+    install_access(app, service)
     for blueprint in ALL:
         app.register_blueprint(blueprint)
     return app

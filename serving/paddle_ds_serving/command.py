@@ -11,6 +11,7 @@ import click
 from paddle_ds import logs
 from paddle_ds import settings as settings_table
 from paddle_ds.cli.options import engine_config, engine_options
+from paddle_ds.config.engine import EngineConfig
 from paddle_ds.engine.progress_bar import LoadingBar
 from paddle_ds.ipc.messages import EngineInfo
 from paddle_ds_serving.supervisor import ServeOptions, Supervisor
@@ -38,7 +39,10 @@ def serve(host: str, port: int, workers: int, grace: float, **engine: Any) -> No
             bar.close()
             _announce(info, options)
 
-        status = Supervisor(engine_config(settings, **engine), options, settings, ready, bar).run()
+        def read() -> EngineConfig:
+            return engine_config(settings, **engine)
+
+        status = Supervisor(read(), options, settings, ready, bar, reload=read).run()
     sys.exit(status)
 
 

@@ -55,6 +55,7 @@ def _of_stats(stats: Stats) -> Iterator[Metric]:
         ("engine_steps", "Steps of the engine.", stats.steps_total),
         ("shrunk_steps", "Steps computed again in smaller ones for want of memory.", stats.shrunk_steps_total),
         ("num_preemptions", "Requests put back for want of KV cache blocks.", stats.preemptions_total),
+        ("bad_frames", "Messages to the engine that could be neither read nor answered.", stats.bad_frames_total),
     ):
         yield CounterMetricFamily(PREFIX + name, meaning, float(value))
     for name, figure in stats.device_metrics.items():

@@ -78,6 +78,11 @@ class Generation:
         """Every answer has ended."""
         return all(choice.finish_reason is not None for choice in self.choices)
 
+    @property
+    def failure(self) -> PaddleDSError | None:
+        """What the engine failed with, if it did."""
+        return self._failure
+
     def wait(self, timeout_s: float) -> bool:
         """Wait for news, and take all that there is. False where ``timeout_s`` passed in silence.
 

@@ -15,7 +15,7 @@ from paddle_ds.logs import fields
 _log = logging.getLogger(__name__)
 
 #: seconds after which a client may try again, by error code
-RETRY_AFTER_S = {"engine_unavailable": 2.0, "engine_died": 2.0, "server_overloaded": 0.5}
+RETRY_AFTER_S = {"engine_unavailable": 2.0, "engine_died": 2.0, "server_overloaded": 0.5, "circuit_open": 5.0}
 
 _HTTP_CODES = {
     400: ("invalid_request_error", "bad_request"),

@@ -3,7 +3,8 @@
     worker 1 ── mmap file ──┐
     worker 2 ── mmap file ──┼── MultiProcessCollector ──┐
     worker N ── mmap file ──┘                           ├── GET /metrics
-    engine   ── Stats frame, once a second, to each ────┘
+    engine   ── Stats frame, once a second, to each ────┤
+    files    ── restarts, memory limit, passport ───────┘
 
 Latencies are counted where they are felt, in the worker that answers, and are summed over the workers at scrape time. The
 engine's own gauges and counters come from its last ``Stats`` frame, so they are exact however many workers run.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from prometheus_client.registry import Collector
 
 from paddle_ds.ipc.messages import Usage
 from paddle_ds_serving.engine import EngineClient
@@ -27,13 +29,25 @@ class Metrics:
     """The instruments of one application."""
 
     def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+        self._collectors: list[Collector] = [EngineCollector(engine)]
         self._registry = CollectorRegistry()
         self.http_requests = Counter(
             f"{PREFIX}http_requests", "HTTP responses.", ("method", "route", "status"), registry=self._registry
         )
         self.request_success = Counter(
             f"{PREFIX}request_success", "Answers that ended well.", ("finished_reason",), registry=self._registry
+        )
+        self.request_errors = Counter(
+            f"{PREFIX}request_errors",
+            "Requests that ended in an error, also inside a stream whose status was 200.",
+            ("type", "code"),
+            registry=self._registry,
+        )
+        self.feedback = Counter(f"{PREFIX}feedback", "Ratings of answers that users sent.", ("verdict",), registry=self._registry)
+        self.circuit_openings = Counter(
+            f"{PREFIX}circuit_openings",
+            "Times that requests were held back because too many had failed.",
+            registry=self._registry,
         )
         self.prefix_cache_queries = Counter(
             f"{PREFIX}prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", registry=self._registry
@@ -52,8 +66,17 @@ class Metrics:
         self.request_decode_time = self._seconds("request_decode_time", "From the first token to the last.")
         self.request_inference_time = self._seconds("request_inference_time", "From the first step to the last token.")
 
+    @property
+    def registry(self) -> CollectorRegistry:
+        """For instruments of other parts of the application."""
+        return self._registry
+
     def _seconds(self, name: str, meaning: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(f"{PREFIX}{name}_seconds", meaning, buckets=buckets, registry=self._registry)
+
+    def collect_also(self, collector: Collector) -> None:
+        """Add figures that are the same in every worker and are read at each scrape."""
+        self._collectors.append(collector)
 
     def answer_finished(self, reason: str, usage: Usage | None, e2e_s: float) -> None:
         """Count an answer. ``usage`` is absent where a stop string ended it before the engine did."""
@@ -73,10 +96,11 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes: this application's instruments over all workers, and the engine's."""
-        engine = CollectorRegistry()
-        engine.register(EngineCollector(self._engine))
+        shared = CollectorRegistry()
+        for collector in self._collectors:
+            shared.register(collector)
         workers = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             workers = CollectorRegistry()
             multiprocess.MultiProcessCollector(workers)  # type: ignore[no-untyped-call]
-        return generate_latest(workers) + generate_latest(engine)
+        return generate_latest(workers) + generate_latest(shared)

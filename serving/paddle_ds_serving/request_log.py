@@ -1,4 +1,4 @@
-"""What is known of one HTTP request, and the one log line it leaves. Never text of a prompt or an answer."""
+"""What is known of one HTTP request, and its one log line: no text of an answer, and of a prompt only where asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from paddle_ds.errors import ErrorInfo
+from paddle_ds.errors import ErrorInfo, PaddleDSError
 from paddle_ds.logs import fields
 from paddle_ds_serving.metrics import Metrics
 
@@ -40,12 +40,18 @@ class RequestRecord:
     num_cached_tokens: int | None = None
     first_token_s: float | None = None
     finish_reasons: str | None = None
+    #: who asked: the id of a key, never the key
+    key_id: str | None = None
     error_code: str | None = None
+    error_type: str | None = None
+    #: what the model was given; only with ``PADDLE_DS_LOG_PROMPTS``
+    prompts: list[str] | None = None
     closed: bool = False
 
     def failed(self, info: ErrorInfo) -> None:
         """Note an error, also one inside a stream whose status was sent before."""
         self.error_code = info.code
+        self.error_type = info.type
 
     def close(self, metrics: Metrics) -> None:
         """Count the request and write its line; further calls do nothing."""
@@ -53,6 +59,8 @@ class RequestRecord:
             return
         self.closed = True
         metrics.http_requests.labels(self.method, self.route, str(self.status)).inc()
+        if self.error_code is not None:
+            metrics.request_errors.labels(self.error_type or PaddleDSError.type, self.error_code).inc()
         hidden = {"started_s", "closed", "route"}
         known = {key: value for key, value in vars(self).items() if value is not None and key not in hidden}
         total_s = round(time.perf_counter() - self.started_s, 4)

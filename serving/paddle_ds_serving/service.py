@@ -21,6 +21,7 @@ from paddle_ds.ipc.messages import EngineInfo, ModelInfo
 from paddle_ds.logs import fields
 from paddle_ds.settings import Settings
 from paddle_ds.text import Tokenizer
+from paddle_ds_serving.breaker import Breaker, is_failure
 from paddle_ds_serving.disconnect import client_gone
 from paddle_ds_serving.engine import EngineClient
 from paddle_ds_serving.generation import Generation, Order
@@ -54,6 +55,8 @@ class Served:
     fingerprint: str
     #: the engine that has this model; a request that has looked at the model goes there, whatever is switched meanwhile
     engine: EngineClient
+    #: names the start of that engine
+    boot_id: str
 
     @property
     def weight_version(self) -> str | UnsetType:
@@ -80,6 +83,12 @@ class Service:
         #: by boot id of the engine, the last ones only
         self._served: dict[str, Served] = {}
         self._loading = threading.Lock()
+        #: asked before an order is submitted, and may refuse it; what it returns is told, once, how many tokens were used
+        self.reserve: Callable[[Order, Served], Callable[[int], None]] = lambda order, served: lambda num_tokens: None
+        #: who gets an order: the engine of the model that the request has looked at, or what stands before it
+        self.engine_of: Callable[[Served], EngineClient] = lambda served: served.engine
+        openings = self.metrics.circuit_openings
+        self._breaker = Breaker(on_open=openings.inc)
         self._limit: int | None = None
         self._num_running = 0
         self._counting = threading.Lock()
@@ -127,7 +136,8 @@ class Service:
         with self._loading:
             if boot_id not in self._served:
                 kept = list(self._served.items())[-_MAX_KEPT + 1 :]
-                self._served = dict([*kept, (boot_id, _load(model, engine))])  # replaced, never changed: readers have no lock
+                # replaced, never changed: readers have no lock
+                self._served = dict([*kept, (boot_id, _load(boot_id, model, engine))])
             return self._served[boot_id]
 
     def start(self, order: Order, served: Served) -> Generation:
@@ -136,14 +146,35 @@ class Service:
         Raises:
             ServerOverloaded: this worker runs as many as it may, or the engine's queue is full.
             EngineUnavailable: the engine takes no requests.
+            CircuitOpen: too many requests failed lately.
+            RateLimitExceeded: the client's quota of tokens is used up.
         """
         record, is_gone = current_record(), client_gone(request.environ)
+        if self.settings.log_prompts:
+            record.prompts = [served.tokenizer.decode(prompt.ids, skip_special_tokens=False) for prompt in order.prompts]
         self._take_slot()
+        settle: Callable[[int], None] = lambda num_tokens: None  # noqa: E731
+
+        def ended() -> None:
+            self._free_slot()
+            failure = generation.failure
+            failed = is_failure(failure) if failure is not None else False if generation.done else None
+            self._breaker.ended(served.boot_id, failed)
+            settle(generation.usage().total_tokens)
+
+        admitted = False
         try:
-            return Generation(order, served.tokenizer, served.engine, self.metrics, record, is_gone, self._free_slot)
+            self._breaker.admit(served.boot_id)
+            admitted = True
+            settle = self.reserve(order, served)
+            generation = Generation(order, served.tokenizer, self.engine_of(served), self.metrics, record, is_gone, ended)
         except BaseException:
             self._free_slot()
+            settle(0)
+            if admitted:
+                self._breaker.ended(served.boot_id, None)
             raise
+        return generation
 
     def _take_slot(self) -> None:
         with self._counting:
@@ -188,7 +219,7 @@ def _why_not_ready(info: EngineInfo) -> str:
     return "the server is shutting down"
 
 
-def _load(model: ModelInfo, engine: EngineClient) -> Served:
+def _load(boot_id: str, model: ModelInfo, engine: EngineClient) -> Served:
     started_s = time.perf_counter()
     directory = Path(model.directory)
     tokenizer = Tokenizer.from_dir(directory)
@@ -196,7 +227,7 @@ def _load(model: ModelInfo, engine: EngineClient) -> Served:
     version = (model.weight_version,) if model.weight_version else ()
     state = repr((__version__, model.name, model.quant, kernels, *version))
     fingerprint = "fp_" + hashlib.blake2b(state.encode(), digest_size=5).hexdigest()
-    served = Served(model, tokenizer, SamplingDefaults.from_dir(directory), fingerprint, engine)
+    served = Served(model, tokenizer, SamplingDefaults.from_dir(directory), fingerprint, engine, boot_id)
     seconds = round(time.perf_counter() - started_s, 3)
     _log.info("tokenizer.loaded", extra=fields(model=model.name, tokens=tokenizer.num_tokens, seconds=seconds))
     return served

@@ -9,6 +9,7 @@ import atexit
 import logging
 import threading
 import time
+from pathlib import Path
 
 from flask import Flask
 
@@ -19,6 +20,8 @@ from paddle_ds.ipc.client import EngineClient
 from paddle_ds.logs import fields
 from paddle_ds_serving.app import create_app
 from paddle_ds_serving.service import Service
+from paddle_ds_serving.supervision import pointer
+from paddle_ds_serving.supervision.switch import EngineSwitch
 
 _log = logging.getLogger(__name__)
 _WARM_UP_POLL_S = 0.2
@@ -27,6 +30,8 @@ _WARM_UP_POLL_S = 0.2
 def application() -> Flask:
     """The application over a real engine, whose address is in ``PADDLE_DS_ENGINE_SOCKET``.
 
+    Where that is a pointer, over the engines to which it leads, one after another.
+
     Raises:
         ConfigError: the variable is not set.
     """
@@ -34,10 +39,13 @@ def application() -> Flask:
     logs.configure(settings.log_level, settings.log_format)
     if settings.engine_socket is None:
         raise ConfigError("PADDLE_DS_ENGINE_SOCKET is not set; start the server with `paddle-ds serve`")
-    client = EngineClient(settings.engine_socket)
+    address = Path(settings.engine_socket)
+    client = EngineSwitch(address.parent) if address.name == pointer.FILE_NAME else EngineClient(address)
     atexit.register(client.close)
     app = create_app(client, settings)
     service: Service = app.extensions["paddle_ds"]
+    if isinstance(client, EngineSwitch):
+        client.on_joined = service.prepare
     threading.Thread(target=_warm_up, args=(service,), name="warm-up", daemon=True).start()
     return app
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,14 @@ class GunicornProcess:
     """Started and ready on return."""
 
     def __init__(
-        self, directory: Path, tokenizer_dir: Path, script: Script, *, num_workers: int = 1, ping_s: float = 15.0
+        self,
+        directory: Path,
+        tokenizer_dir: Path,
+        script: Script,
+        *,
+        num_workers: int = 1,
+        ping_s: float = 15.0,
+        more_environ: Mapping[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True)
         # a Unix socket's path has 107 bytes, pytest's directories are long
@@ -38,6 +46,7 @@ class GunicornProcess:
             "PADDLE_DS_RUNTIME_DIR": str(self.runtime_dir),
             "PADDLE_DS_SSE_PING_S": str(ping_s),
             "PADDLE_DS_LOG_FORMAT": "json",
+            **(more_environ or {}),
         }
         command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "serving" / "gunicorn.conf.py")]
         command += ["--bind", f"127.0.0.1:{self.port}", "--workers", str(num_workers), "--threads", "16"]

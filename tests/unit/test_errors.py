@@ -22,7 +22,7 @@ def test_every_class_has_what_http_needs(cls: type[PaddleDSError]) -> None:
     assert cls.code == cls.code.lower().replace(" ", "_") != ""
     assert cls.type.endswith("_error")
     assert (cls.http_status in (400, 404)) == (cls.type in ("invalid_request_error", "not_found_error"))
-    assert cls.http_status in (400, 404, 500, 503)
+    assert cls.http_status in (400, 404, 409, 500, 503)
 
 
 @pytest.mark.parametrize("cls", TREE)

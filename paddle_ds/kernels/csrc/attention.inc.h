@@ -63,14 +63,37 @@ static void widen_int8_values(const int8_t* from, const float* scales, int64_t s
     for (int64_t i = 0; i < stride; i += kBlockTokens) store(to + t * stride + i, widened(from + t * stride + i) * scales[t]);
 }
 
+// Block `b` of a chunk from rows. Where the context ends within the block, its last token stands for those that are not there,
+// which nobody looks at.
+static void gather_rows(const Tiled& w, const Chunk& chunk, int b, float* keys, float* values) {
+  const KvRows& rows = w.t.cache.rows;
+  const int64_t row = w.t.num_kv_heads * w.dim, head = w.t.kv_head * w.dim;
+  const int64_t first = chunk.start + b * kBlockTokens, end = chunk.start + chunk.count;
+  const float* key[kBlockTokens];
+  for (int t = 0; t < kBlockTokens; ++t) {
+    const int64_t token = first + t < end ? first + t : end - 1;
+    const bool old = token < rows.past;
+    const int64_t at = (old ? token : token - rows.past) * row + head;
+    key[t] = (old ? rows.past_keys : rows.new_keys) + at;
+    std::memcpy(values + t * w.stride, (old ? rows.past_values : rows.new_values) + at, sizeof(float) * w.dim);
+    for (int64_t i = w.dim; i < w.stride; ++i) values[t * w.stride + i] = 0.0f;
+  }
+  for (int64_t i = 0; i < w.dim; ++i)
+    for (int t = 0; t < kBlockTokens; ++t) keys[i * kBlockTokens + t] = key[t][i];
+}
+
 static void stage(const Tiled& w, Chunk& chunk) {
   const int64_t key_size = w.dim * kBlockTokens, value_size = w.stride * kBlockTokens;
   const KvView& kv = w.t.cache;
   for (int b = 0; b < chunk.blocks; ++b) {
-    int64_t row = w.cache_row(chunk.start / kBlockTokens + b);
     float *keys = w.keys + b * key_size, *values = w.values + b * value_size;
     chunk.keys[b] = keys;
     chunk.values[b] = values;
+    if (kv.type == KvType::kRows) {
+      gather_rows(w, chunk, b, keys, values);
+      continue;
+    }
+    int64_t row = w.cache_row(chunk.start / kBlockTokens + b);
     switch (kv.type) {
       case KvType::kFloat32:
         chunk.keys[b] = static_cast<const float*>(kv.keys) + row * key_size;
@@ -85,6 +108,7 @@ static void stage(const Tiled& w, Chunk& chunk) {
         widen_int8_values(static_cast<const int8_t*>(kv.values) + row * value_size, kv.value_scales + row * kBlockTokens,
                           w.stride, values);
         break;
+      case KvType::kRows: break;  // above
     }
   }
 }
@@ -238,6 +262,12 @@ static inline const float* scale_of(const float* static_scales, int64_t head) {
 }
 
 static void write_kv(const float* key, const float* value, const KvView& kv, int64_t slot, int64_t kv_heads, int64_t dim) {
+  if (kv.type == KvType::kRows) {
+    const int64_t row = kv_heads * dim, at = (slot - kv.rows.past) * row;
+    std::memcpy(kv.rows.new_keys + at, key, sizeof(float) * row);
+    std::memcpy(kv.rows.new_values + at, value, sizeof(float) * row);
+    return;
+  }
   const int64_t block = slot / kBlockTokens, offset = slot % kBlockTokens, stride = padded_dim(dim);
   for (int64_t h = 0; h < kv_heads; ++h, key += dim, value += dim) {
     const int64_t row = block * kv_heads + h;

@@ -66,8 +66,10 @@ int64_t pds_new_linear(const float* scales, const float* bias, int64_t n, int64_
   return guarded([&] {
     auto layer = std::make_shared<pds::Linear>();
     layer->gemm.reset(new pds::Int8Gemm(n, k));
-    layer->weight_scale = copied(scales, n);
-    layer->bias = copied(bias, n);
+    layer->kept = copied(scales, n);
+    if (bias != nullptr) layer->kept.insert(layer->kept.end(), bias, bias + n);
+    layer->weight_scale = layer->kept.data();
+    layer->bias = bias == nullptr ? nullptr : layer->kept.data() + n;
     return pds::linears().put(std::move(layer));
   });
 }
@@ -162,8 +164,11 @@ int64_t pds_add_layer(int64_t decoder, const float* input_norm, const float* pos
   return guarded([&] {
     auto target = pds::decoders().get(decoder);
     pds::DecoderLayer layer;
-    layer.input_norm = copied(input_norm, target->shape().hidden);
-    layer.post_norm = copied(post_norm, target->shape().hidden);
+    const int64_t hidden = target->shape().hidden;
+    layer.kept = copied(input_norm, hidden);
+    layer.kept.insert(layer.kept.end(), post_norm, post_norm + hidden);
+    layer.input_norm = layer.kept.data();
+    layer.post_norm = layer.kept.data() + hidden;
     layer.qkv = std::move(*pds::linears().get(qkv));
     layer.o = std::move(*pds::linears().get(o));
     layer.gate_up = std::move(*pds::linears().get(gate_up));

@@ -103,23 +103,22 @@ void linear(const Linear& layer, const float* x, int64_t rows, float* y) {
 }
 
 void float_linear(const FloatLinear& layer, const float* x, int64_t rows, float* y) {
-  constexpr int64_t kColumns = 32;
   const float* scale = layer.weight_scale.empty() ? nullptr : layer.weight_scale.data();
   const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
+  float_product({x, rows, layer.n, layer.k, layer.type, layer.weight, scale, bias, y});
+}
+
+void float_product(const FloatProduct& whole) {
+  constexpr int64_t kColumns = 32;
   // rows are cut so that what is multiplied by a column stays in the cache
-  for (int64_t first_row = 0; first_row < rows; first_row += kMlpRows) {
-    const FloatProduct product{x + first_row * layer.k,
-                               std::min(kMlpRows, rows - first_row),
-                               layer.n,
-                               layer.k,
-                               layer.type,
-                               layer.weight,
-                               scale,
-                               bias,
-                               y + first_row * layer.n};
-#pragma omp parallel for schedule(static) if (layer.n * layer.k > kSerialElements)
-    for (int64_t first = 0; first < layer.n; first += kColumns)
-      vector_kernels().float_columns(product, first, std::min(first + kColumns, layer.n));
+  for (int64_t first_row = 0; first_row < whole.m; first_row += kMlpRows) {
+    FloatProduct product = whole;
+    product.x = whole.x + first_row * whole.k;
+    product.m = std::min(kMlpRows, whole.m - first_row);
+    product.y = whole.y + first_row * whole.n;
+#pragma omp parallel for schedule(static) if (whole.n * whole.k > kSerialElements)
+    for (int64_t first = 0; first < whole.n; first += kColumns)
+      vector_kernels().float_columns(product, first, std::min(first + kColumns, whole.n));
   }
 }
 
@@ -146,7 +145,7 @@ void Decoder::attention(const DecoderLayer& layer, float* x, const Batch& batch,
 
 #pragma omp parallel for if (parallel)
   for (int64_t t = 0; t < tokens; ++t)
-    v.rms_norm_quantize(x + t * hidden, layer.input_norm.data(), shape_.eps, hidden, normed + t * hidden,
+    v.rms_norm_quantize(x + t * hidden, layer.input_norm, shape_.eps, hidden, normed + t * hidden,
                         quantized + t * hidden, scales + t);
   layer.qkv.gemm->run(quantized, tokens, acc);
 #pragma omp parallel for if (parallel)
@@ -179,7 +178,7 @@ void Decoder::mlp(const DecoderLayer& layer, float* x, int64_t tokens) const {
     const bool parallel = count * hidden > kSerialElements;
 #pragma omp parallel for if (parallel)
     for (int64_t t = 0; t < count; ++t)
-      v.rms_norm_quantize(rows + t * hidden, layer.post_norm.data(), shape_.eps, hidden, normed + t * hidden,
+      v.rms_norm_quantize(rows + t * hidden, layer.post_norm, shape_.eps, hidden, normed + t * hidden,
                           quantized + t * hidden, scales + t);
     layer.gate_up.gemm->run(quantized, count, acc);
 #pragma omp parallel for if (count > 1)

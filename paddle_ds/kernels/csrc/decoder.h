@@ -13,12 +13,11 @@ namespace pds {
 // An INT8 linear layer: packed weights, scales per output channel, bias or none.
 struct Linear {
   std::unique_ptr<Int8Gemm> gemm;
-  std::vector<float> weight_scale;
-  std::vector<float> bias;  // empty: none
+  const float* weight_scale = nullptr;
+  const float* bias = nullptr;  // null: none
+  std::vector<float> kept;      // what the two point into, where nobody else keeps it
 
-  Dequant dequant(const int32_t* acc, float row_scale) const {
-    return {acc, gemm->zero_point(), weight_scale.data(), bias.empty() ? nullptr : bias.data(), row_scale};
-  }
+  Dequant dequant(const int32_t* acc, float row_scale) const { return {acc, gemm->zero_point(), weight_scale, bias, row_scale}; }
 };
 
 // A layer in floating point: weights [n][k] as they came, INT8 with scales or bfloat16 or float32.
@@ -37,7 +36,8 @@ struct DecoderShape {
 };
 
 struct DecoderLayer {
-  std::vector<float> input_norm, post_norm;
+  const float *input_norm = nullptr, *post_norm = nullptr;
+  std::vector<float> kept;  // as in Linear
   Linear qkv, o, gate_up, down;
 };
 
@@ -63,6 +63,9 @@ void quantize_rows(const float* x, int64_t rows, int64_t n, uint8_t* q, float* s
 void linear(const Linear& layer, const float* x, int64_t rows, float* y);
 
 void float_linear(const FloatLinear& layer, const float* x, int64_t rows, float* y);
+
+// The same of a product of any size; x, m and y are those of all rows.
+void float_product(const FloatProduct& whole);
 
 // The layers in order; `x` [tokens][hidden] is read and becomes the result. One cache a layer.
 class Decoder {

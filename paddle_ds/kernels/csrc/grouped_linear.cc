@@ -33,28 +33,28 @@ Scratch& scratch(int64_t k) {
 }
 
 // Columns first .. last of the product: a few at a time are widened and multiplied by all rows.
-void columns(const GroupedLinear& layer, const float* x, int64_t rows, int64_t first, int64_t last, float* y) {
+void columns(const GroupedView& layer, const float* x, int64_t rows, int64_t first, int64_t last, float* y) {
   const VectorKernels& v = vector_kernels();
   Scratch& s = scratch(layer.k);
-  GroupedRow row{layer.bits, nullptr, layer.k, layer.groups, layer.starts.data(), nullptr, nullptr};
+  GroupedRow row{layer.bits, nullptr, layer.k, layer.groups, layer.starts, nullptr, nullptr};
   for (int64_t column = first; column < last; column += kWidened) {
     const int64_t count = std::min(kWidened, last - column);
     for (int64_t c = 0; c < count; ++c) {
-      row.values = static_cast<const char*>(layer.values.data()) + (column + c) * layer.row_bytes();
-      row.scales = layer.scales.data() + (column + c) * layer.groups;
-      if (!layer.zero_points.empty()) row.zero_points = layer.zero_points.data() + (column + c) * layer.groups;
+      row.values = static_cast<const char*>(layer.values) + (column + c) * layer.row_bytes();
+      row.scales = layer.scales + (column + c) * layer.groups;
+      if (layer.zero_points != nullptr) row.zero_points = layer.zero_points + (column + c) * layer.groups;
       v.widen_grouped(row, s.integers.data(), s.weights.data() + c * layer.k);
     }
-    const float* bias = layer.bias.empty() ? nullptr : layer.bias.data() + column;
+    const float* bias = layer.bias == nullptr ? nullptr : layer.bias + column;
     // columns of this product count from 0, its rows of y are those of the whole
     v.float_columns({x, rows, layer.n, layer.k, WeightType::kFloat32, s.weights.data(), nullptr, bias, y + column}, 0, count);
   }
 }
 
 // Rows of x with their elements in the order of the columns.
-const float* ordered(const GroupedLinear& layer, const float* x, int64_t rows) {
+const float* ordered(const GroupedView& layer, const float* x, int64_t rows) {
   static thread_local std::vector<float> kept;
-  if (layer.order.empty()) return x;
+  if (layer.order == nullptr) return x;
   if (static_cast<int64_t>(kept.size()) < rows * layer.k) kept.resize(rows * layer.k);
   float* out = kept.data();
 #pragma omp parallel for if (rows > 1 && rows * layer.k > kSerialElements)
@@ -63,9 +63,28 @@ const float* ordered(const GroupedLinear& layer, const float* x, int64_t rows) {
   return out;
 }
 
+template <typename T>
+const T* start_of(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
 }  // namespace
 
 void grouped_linear(const GroupedLinear& layer, const float* x, int64_t rows, float* y) {
+  const GroupedView view{layer.n,
+                         layer.k,
+                         layer.groups,
+                         layer.bits,
+                         layer.values.data(),
+                         layer.scales.data(),
+                         start_of(layer.zero_points),
+                         layer.starts.data(),
+                         start_of(layer.order),
+                         start_of(layer.bias)};
+  grouped_linear(view, x, rows, y);
+}
+
+void grouped_linear(const GroupedView& layer, const float* x, int64_t rows, float* y) {
   for (int64_t first_row = 0; first_row < rows; first_row += kRows) {
     const int64_t count = std::min(kRows, rows - first_row);
     const float* in = ordered(layer, x + first_row * layer.k, count);

@@ -24,7 +24,22 @@ struct GroupedLinear {
   std::vector<float> bias;           // [n], empty: none
 };
 
+// Where the parts of such a layer lie; shapes as above.
+struct GroupedView {
+  int64_t n, k, groups;
+  int bits;
+  const void* values;
+  const float* scales;
+  const int16_t* zero_points;  // may be null
+  const int32_t* starts;
+  const int32_t* order;  // may be null
+  const float* bias;     // may be null
+
+  int64_t row_bytes() const { return bits == 4 ? (k + 1) / 2 : k; }
+};
+
 // y = x * weight^T + bias for rows of floats.
 void grouped_linear(const GroupedLinear& layer, const float* x, int64_t rows, float* y);
+void grouped_linear(const GroupedView& layer, const float* x, int64_t rows, float* y);
 
 }  // namespace pds

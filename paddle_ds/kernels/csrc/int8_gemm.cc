@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "onednn_abi.h"
+#include "packed_products.h"
 #include "vector_kernels.h"
 #include "vnni_products.h"
 
@@ -147,6 +148,8 @@ struct Int8Gemm::State {
   std::vector<int32_t> zero_point;
   std::string implementation;
   bool plain = false;  // weights as they came, for our own loop
+  const int8_t* borrowed = nullptr;  // of the caller, packed; then nothing here is owned
+  const int32_t* borrowed_zero_point = nullptr;
   int64_t own_rows = 0;  // products of up to so many rows run on vnni_products
   std::mutex mutex;
   std::map<int64_t, std::unique_ptr<Product>> products;
@@ -199,6 +202,13 @@ Int8Gemm::Int8Gemm(int64_t n, int64_t k) : state_(new State{}) {
   s.weight.reset(new Memory(s.weight_desc.handle, s.packed->data()));
 }
 
+Int8Gemm::Int8Gemm(int64_t n, int64_t k, const int8_t* packed, const int32_t* zero_point) : state_(new State{}) {
+  state_->n = n;
+  state_->k = k;
+  state_->borrowed = packed;
+  state_->borrowed_zero_point = zero_point;
+}
+
 void Int8Gemm::pack_rows(const int8_t* weight, int64_t first, int64_t count) {
   State& s = *state_;
   if (first < 0 || count < 1 || first + count > s.n || first % kPackedColumns != 0)
@@ -246,6 +256,7 @@ Int8Gemm::~Int8Gemm() = default;
 void Int8Gemm::run(const uint8_t* a, int64_t m, int32_t* acc) const {
   if (m == 0) return;
   State& s = *state_;
+  if (s.borrowed != nullptr) return packed_products(a, m, s.borrowed, s.n, s.k, acc);
   if (s.plain) {
     constexpr int64_t kColumns = 64;
 #pragma omp parallel for
@@ -263,7 +274,9 @@ void Int8Gemm::run(const uint8_t* a, int64_t m, int32_t* acc) const {
       {{kDnnlArgSrc, product.source.handle}, {kDnnlArgWeights, s.weight->handle}, {kDnnlArgDst, product.result.handle}});
 }
 
-const int32_t* Int8Gemm::zero_point() const { return state_->zero_point.data(); }
+const int32_t* Int8Gemm::zero_point() const {
+  return state_->borrowed != nullptr ? state_->borrowed_zero_point : state_->zero_point.data();
+}
 int64_t Int8Gemm::n() const { return state_->n; }
 int64_t Int8Gemm::k() const { return state_->k; }
 size_t Int8Gemm::packed_bytes() const { return state_->packed->size(); }

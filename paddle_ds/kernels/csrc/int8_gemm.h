@@ -30,6 +30,8 @@ class Int8Gemm {
  public:
   // Room for a weight of n rows; pack_rows() fills it, finish() comes last.
   Int8Gemm(int64_t n, int64_t k);
+  // Over weights and zero points that the caller keeps, packed as packed_products.h wants them: ready to run.
+  Int8Gemm(int64_t n, int64_t k, const int8_t* packed, const int32_t* zero_point);
   ~Int8Gemm();
 
   // Rows first .. first + count of the weight, [count][k]; not needed afterwards. `first` is a multiple of kPackedColumns.

@@ -3,7 +3,7 @@
 
 #include "candidates.h"
 #include "handles.h"
-#include "paddle/extension.h"
+#include "paddle/phi/api/all.h"
 
 namespace {
 
@@ -54,6 +54,10 @@ pds::KvView with_static(pds::KvView view, const paddle::Tensor& keys, const padd
 }  // namespace
 
 using Tensors = std::vector<paddle::Tensor>;
+using Shape = std::vector<int64_t>;
+using Shapes = std::vector<Shape>;
+using Type = paddle::DataType;
+using Types = std::vector<Type>;
 
 Tensors QuantizeRows(const paddle::Tensor& x) {
   int64_t rows = x.shape()[0], n = x.shape()[1];
@@ -73,7 +77,16 @@ Tensors RmsNorm(const paddle::Tensor& x, const paddle::Tensor& weight, float eps
   for (int64_t r = 0; r < rows; ++r) pds::vector_kernels().rms_norm(in + r * n, w, eps, n, y + r * n);
   return {out};
 }
-PD_BUILD_OP(pds_rms_norm).Inputs({"X", "Weight"}).Outputs({"Out"}).Attrs({"eps: float"}).SetKernelFn(PD_KERNEL(RmsNorm));
+// Shapes and types are for exported programs, which are built before anything is computed.
+Shapes RmsNormShape(const Shape& x, const Shape&) { return {x}; }
+Types RmsNormType(const Type& x, const Type&) { return {x}; }
+PD_BUILD_OP(pds_rms_norm)
+    .Inputs({"X", "Weight"})
+    .Outputs({"Out"})
+    .Attrs({"eps: float"})
+    .SetKernelFn(PD_KERNEL(RmsNorm))
+    .SetInferShapeFn(PD_INFER_SHAPE(RmsNormShape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(RmsNormType));
 
 Tensors SiluMul(const paddle::Tensor& gate_up) {
   int64_t rows = gate_up.shape()[0], n = gate_up.shape()[1] / 2;
@@ -84,7 +97,14 @@ Tensors SiluMul(const paddle::Tensor& gate_up) {
   for (int64_t r = 0; r < rows; ++r) pds::vector_kernels().silu_mul(in + r * 2 * n, in + r * 2 * n + n, n, y + r * n);
   return {out};
 }
-PD_BUILD_OP(pds_silu_mul).Inputs({"GateUp"}).Outputs({"Out"}).SetKernelFn(PD_KERNEL(SiluMul));
+Shapes SiluMulShape(const Shape& gate_up) { return {{gate_up[0], gate_up[1] / 2}}; }
+Types SiluMulType(const Type& gate_up) { return {gate_up}; }
+PD_BUILD_OP(pds_silu_mul)
+    .Inputs({"GateUp"})
+    .Outputs({"Out"})
+    .SetKernelFn(PD_KERNEL(SiluMul))
+    .SetInferShapeFn(PD_INFER_SHAPE(SiluMulShape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(SiluMulType));
 
 Tensors Rotary(const paddle::Tensor& x, const paddle::Tensor& cos, const paddle::Tensor& sin) {
   int64_t tokens = x.shape()[0], heads = x.shape()[1], dim = x.shape()[2];
@@ -97,7 +117,14 @@ Tensors Rotary(const paddle::Tensor& x, const paddle::Tensor& cos, const paddle:
       pds::vector_kernels().rotate(y + (t * heads + h) * dim, c + t * (dim / 2), s + t * (dim / 2), dim);
   return {out};
 }
-PD_BUILD_OP(pds_rotary).Inputs({"X", "Cos", "Sin"}).Outputs({"Out"}).SetKernelFn(PD_KERNEL(Rotary));
+Shapes RotaryShape(const Shape& x, const Shape&, const Shape&) { return {x}; }
+Types RotaryType(const Type& x, const Type&, const Type&) { return {x}; }
+PD_BUILD_OP(pds_rotary)
+    .Inputs({"X", "Cos", "Sin"})
+    .Outputs({"Out"})
+    .SetKernelFn(PD_KERNEL(Rotary))
+    .SetInferShapeFn(PD_INFER_SHAPE(RotaryShape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(RotaryType));
 
 // The caches are written in place, [layers][blocks]... whole; `layer` says where.
 void KvWrite(paddle::Tensor& keys, paddle::Tensor& values, paddle::Tensor& key_scales, paddle::Tensor& value_scales,

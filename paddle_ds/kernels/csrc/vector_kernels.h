@@ -25,8 +25,17 @@ struct Dequant {
   float row_scale;
 };
 
-// What the cache holds. INT8 has one scale per token and head, for keys and for values: x = q * scale.
-enum class KvType { kFloat32, kBfloat16, kInt8 };
+// What the cache holds. INT8 has one scale per token and head, for keys and for values: x = q * scale. Rows are float32, in no
+// blocks.
+enum class KvType { kFloat32, kBfloat16, kInt8, kRows };
+
+// Keys and values of one layer as an exported program has them (export_ops.cc), [tokens][kv_heads][head_dim] each: what earlier
+// calls have given, and what this one adds.
+struct KvRows {
+  const float *past_keys, *past_values;
+  float *new_keys, *new_values;
+  int64_t past;  // tokens of the first two; the slot of a new token is its position
+};
 
 // The cache of one layer.
 struct KvView {
@@ -37,6 +46,7 @@ struct KvView {
   float* value_scales;
   const float* static_key_scales;  // [kv_heads], copied to the above as tokens are written; null: each finds its own
   const float* static_value_scales;
+  KvRows rows;  // of kRows, in place of all above
 };
 
 // Tokens of the context that attention walks over at a time.
@@ -112,6 +122,9 @@ struct VectorKernels {
   // acc[m][first .. last) = a * weight^T: exact products for processors whose INT8 instructions saturate; weight is [n][k]
   void (*int8_columns)(const uint8_t* a, int64_t m, const int8_t* weight, int64_t first, int64_t last, int64_t n, int64_t k,
                        int32_t* acc);
+  // columns 64 * first .. 64 * last of the same, over weights as in vnni_products.h; exact on every processor
+  void (*int8_packed)(const uint8_t* a, int64_t m, const int8_t* packed, int64_t first, int64_t last, int64_t n, int64_t k,
+                      int32_t* acc);
   // index of the largest element, the first of equals; of a NaN where there is one
   int64_t (*argmax)(const float* x, int64_t n);
   // the largest element of each run of `size`

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <type_traits>
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #include "vector_kernels.h"
 
 namespace pds {
@@ -14,6 +18,7 @@ namespace PDS_ISA {
 #include "lanes.inc.h"
 #include "rows.inc.h"
 #include "dots.inc.h"
+#include "packed.inc.h"
 #include "grouped.inc.h"
 #include "attention.inc.h"
 #include "select.inc.h"
@@ -21,7 +26,7 @@ namespace PDS_ISA {
 extern const VectorKernels kKernels;
 const VectorKernels kKernels = {PDS_NAME,  quantize, rms_norm_quantize, rms_norm, dequantize,    dequantize_add,
                                 silu_mul_quantize, silu_mul, rotate,    write_kv, attend,        float_columns,
-                                widen_grouped,     int8_columns, argmax, block_peaks, exp_sum};
+                                widen_grouped,     int8_columns, int8_packed, argmax, block_peaks, exp_sum};
 
 }  // namespace PDS_ISA
 }  // namespace pds

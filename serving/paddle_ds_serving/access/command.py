@@ -31,7 +31,9 @@ def keys() -> None:
 
 @keys.command()
 @_ID
-@click.option("--scopes", default="infer", show_default=True, help=f"Of {', '.join(scope.value for scope in Scope)}, with commas.")
+@click.option(
+    "--scopes", default="infer", show_default=True, help=f"Of {', '.join(scope.value for scope in Scope)}, with commas."
+)
 @click.option("--rpm", type=_QUOTA, help="Requests a minute; without it, any number.")
 @click.option("--tpm", type=_QUOTA, help="Tokens a minute, of prompts and answers; without it, any number.")
 @_FILE

@@ -37,7 +37,9 @@ class Guard:
             self._file = Watched(Path(settings.api_keys_file), keys.read)
         if settings.jwt_key_file is not None:
             if settings.jwt_audience is None:
-                raise ConfigError("environment: PADDLE_DS_JWT_KEY_FILE is set, and PADDLE_DS_JWT_AUDIENCE is not; it is needed, too")
+                raise ConfigError(
+                    "environment: PADDLE_DS_JWT_KEY_FILE is set, and PADDLE_DS_JWT_AUDIENCE is not; it is needed, too"
+                )
             self._token_key = Watched(Path(settings.jwt_key_file), tokens.read_key)
         elif settings.jwt_audience is not None or settings.jwt_issuer is not None:
             raise ConfigError("environment: PADDLE_DS_JWT_AUDIENCE or PADDLE_DS_JWT_ISSUER is set without PADDLE_DS_JWT_KEY_FILE")

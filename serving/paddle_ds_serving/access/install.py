@@ -7,16 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import redis
 from flask import Flask, Response, g, request
 
 from paddle_ds.errors import PaddleDSError
 from paddle_ds.settings import Settings
 from paddle_ds_serving.access.access_metrics import AccessMetrics
+from paddle_ds_serving.access.answer_store import AnswerStore, LocalAnswers, RedisAnswers
 from paddle_ds_serving.access.errors import InvalidApiKey, PermissionDenied, RateLimitExceeded
 from paddle_ds_serving.access.guard import Guard, challenge
 from paddle_ds_serving.access.keys import Principal
 from paddle_ds_serving.access.limits import FallbackStore, SqliteStore, Store
 from paddle_ds_serving.access.quota import Quota, Settle, most_tokens
+from paddle_ds_serving.access.redis_store import RedisStore, connect
+from paddle_ds_serving.access.response_cache import CachedEngine, weights_of
 from paddle_ds_serving.access.scopes import Scope, scope_of
 from paddle_ds_serving.http_errors import error_response
 
@@ -35,9 +39,13 @@ def install(app: Flask, service: Service) -> None:
     """
     settings = service.settings
     guard, metrics = Guard(settings), AccessMetrics(service.metrics.registry)
-    quota = Quota(_store(settings, metrics))
+    client = None if settings.redis_url is None else connect(settings.redis_url)
+    quota = Quota(_store(settings, client, metrics))
     service.reserve = _reserver(quota, metrics)
-    _install_errors(app, metrics)
+    if settings.response_cache_s > 0:
+        answers = _answers(settings.response_cache_s, client)
+        service.engine_of = lambda served: CachedEngine(served.engine, weights_of(served), answers, metrics)
+    _install_errors(app)
 
     @app.before_request
     def let_in() -> None:
@@ -52,11 +60,24 @@ def install(app: Flask, service: Service) -> None:
             quota.count_request(principal)
         metrics.key_requests.labels(principal.label).inc()
 
+    @app.after_request
+    def say_where_from(response: Response) -> Response:
+        if "x_cache" in g:  # set by the response cache, where it was asked
+            response.headers["x-cache"] = g.x_cache
+        return response
 
-def _store(settings: Settings, metrics: AccessMetrics) -> Store:
+
+def _store(settings: Settings, client: redis.Redis | None, metrics: AccessMetrics) -> Store:
     """Buckets of one server lie beside its engine's socket, in a directory that is made and removed with it."""
     path = None if settings.engine_socket is None else Path(settings.engine_socket).parent / _FILE_NAME
-    return SqliteStore(None) if path is None else FallbackStore("file", SqliteStore(path), SqliteStore(None))
+    local: Store = SqliteStore(None) if path is None else FallbackStore("file", SqliteStore(path), SqliteStore(None))
+    if client is None:
+        return local
+    return FallbackStore("redis", RedisStore(client), local, on_change=metrics.redis_up.set)
+
+
+def _answers(keep_s: float, client: redis.Redis | None) -> AnswerStore:
+    return LocalAnswers(keep_s) if client is None else RedisAnswers(client, keep_s)
 
 
 def _reserver(quota: Quota, metrics: AccessMetrics) -> Callable[[Order, Served], Settle]:
@@ -76,10 +97,9 @@ def _reserver(quota: Quota, metrics: AccessMetrics) -> Callable[[Order, Served],
     return reserve
 
 
-def _install_errors(app: Flask, metrics: AccessMetrics) -> None:
+def _install_errors(app: Flask) -> None:
     def refuse(error: PaddleDSError) -> Response:
         g.record.failed(error.info())
-        metrics.refused.labels(error.code).inc()
         return error_response(error.info())
 
     @app.errorhandler(InvalidApiKey)

@@ -1,13 +1,13 @@
 """Token buckets, and where they are kept so that all workers of a server share them.
 
-A bucket holds a minute's quota and fills evenly. It is kept as one number, the time at which it will be full again, so that an idle
-bucket needs no work and no row::
+A bucket holds a minute's quota and fills evenly. It is kept as one number, the time at which it will be full again,
+so that an idle bucket needs no work and no row::
 
     full_s - now_s     0 ────────────── 60 ────────────── 120
                        full            empty              deepest debt
 
-To take costs seconds of filling. Nothing is taken below empty, but a settlement may lead there: an answer can be longer than what was
-reserved for it.
+To take costs seconds of filling. Nothing is taken below empty, but a settlement may lead there: an answer can be longer than
+what was reserved for it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Store(Protocol):
 class SqliteStore:
     """Buckets in a file that all processes on this machine may share (or, without a path, in this process alone).
 
-    SQLite's locks end with the process that holds them, so a killed worker leaves nothing behind. Durability is not wanted: the file
-    lives as long as the server. The clock is the machine's monotonic one, which does not jump and is the same in every process.
+    SQLite's locks end with the process that holds them, so a killed worker leaves nothing behind. Durability is not wanted:
+    the file lives as long as the server. The clock is the machine's monotonic one: it does not jump, and all processes share it.
 
     Raises:
         StoreDown: from every method, where the file cannot be used.
@@ -189,7 +189,9 @@ class FallbackStore:
             self._retry_at_s = self._clock_s() + RETRY_S
         if was_up:
             self._on_change(False)
-            _log.warning("limits.store_down", extra=fields(store=self._name, error=str(error), instead="limits of this server alone"))
+            _log.warning(
+                "limits.store_down", extra=fields(store=self._name, error=str(error), instead="limits of this server alone")
+            )
 
     def _came_up(self) -> None:
         if self._up:

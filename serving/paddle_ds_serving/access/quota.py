@@ -34,7 +34,7 @@ class Quota:
             raise _exceeded(principal.id, f"{principal.requests_per_minute} requests", wait_s)
 
     def reserve(self, principal: Principal, num_tokens: int) -> Settle:
-        """Take the tokens that an order can need at most. The result is called with those that it has used, and gives back the rest.
+        """Take the tokens that an order can need at most. The result is told those that it has used, and gives back the rest.
 
         An order that can need more than a minute's quota waits for a full bucket, and what it uses beyond becomes a debt.
 

@@ -25,7 +25,6 @@ from paddle_ds_serving.access.scopes import Scope
 LEEWAY_S = 10
 _MIN_SECRET_BYTES = 32
 _MIN_RSA_BITS = 2048
-_LIMIT_CLAIMS = ("requests_per_minute", "tokens_per_minute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +87,10 @@ def verify(token: str, key: VerifyingKey, audience: str, issuer: str | None) -> 
     subject = claims["sub"]
     if not subject:
         raise InvalidApiKey("the token is not valid here: its subject is empty")
-    limits = [_limit(claims, name) for name in _LIMIT_CLAIMS]
+    requests, tokens = (_limit(claims, name) for name in ("requests_per_minute", "tokens_per_minute"))
     if not ID_PATTERN.fullmatch(subject):  # it would not fit into a log line
         subject = "sha256:" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
-    return Principal(TOKEN_PREFIX + subject, _scopes(claims), *limits, "jwt")
+    return Principal(TOKEN_PREFIX + subject, _scopes(claims), requests, tokens, "jwt")
 
 
 def _reason(error: jwt.InvalidTokenError) -> str:

@@ -1,10 +1,12 @@
 """The routes, one family a file."""
 
-from paddle_ds_serving.routes import chat, completions, generate, health, models, monitoring, quality, tokens
+from paddle_ds_serving.routes import admin, chat, completions, feedback, generate, health, models, monitoring, quality, tokens
 
 ALL = (
+    admin.blueprint,
     chat.blueprint,
     completions.blueprint,
+    feedback.blueprint,
     generate.blueprint,
     health.blueprint,
     models.blueprint,

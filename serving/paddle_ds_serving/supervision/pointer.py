@@ -6,8 +6,8 @@
       ├── engine-2.sock
       └── control.sock          commands and /admin
 
-The supervisor writes it beside and renames it, so a reader sees the old content or the new and nothing between. That rename is the
-moment of the switch, for all HTTP workers at once: each looks at the file before each request.
+The supervisor writes it beside and renames it, so a reader sees the old content or the new and nothing between. That rename is
+the moment of the switch, for all HTTP workers at once: each looks at the file before each request.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""``paddle-ds update``, ``rollback``, ``drain`` and ``status``: for a server of the same user on the same machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paddle_ds import settings as settings_table
+from paddle_ds_serving.supervision import control
+
+_pid = click.option("--pid", type=click.IntRange(1), help="Process id of the server, where several run.")
+_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+_no_drain = click.option(
+    "--no-drain", is_flag=True, help="Refuse rather than stop serving for a while, where memory does not allow two engines."
+)
+
+
+def _ask(pid: int | None, op: str, **arguments: Any) -> Any:
+    runtime_dir = Path(settings_table.load().runtime_dir)
+    return control.ask(control.find(runtime_dir, pid), op, **arguments)
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_no_drain
+@_pid
+@_json
+def update(path: Path, no_drain: bool, pid: int | None, as_json: bool) -> None:
+    """Serve the checkpoint at PATH instead of the current one, without losing a request.
+
+    It is verified, loaded beside the current one, tried, and switched to. If it is refused, the exit status is 1 and the current
+    one goes on.
+    """
+    _tell_update(_ask(pid, "load", path=str(path.expanduser().absolute()), may_drain=not no_drain), as_json)
+
+
+@click.command()
+@_no_drain
+@_pid
+@_json
+def rollback(no_drain: bool, pid: int | None, as_json: bool) -> None:
+    """Serve the checkpoint that was served before."""
+    _tell_update(_ask(pid, "rollback", may_drain=not no_drain), as_json)
+
+
+@click.command()
+@click.option("--off", is_flag=True, help="Take requests again.")
+@_pid
+@_json
+def drain(off: bool, pid: int | None, as_json: bool) -> None:
+    """Take no new requests; those that run go on."""
+    answer = _ask(pid, "drain", enabled=not off)
+    if as_json:
+        click.echo(json.dumps(answer))
+    elif answer["accepting"]:
+        click.echo("requests are taken")
+    else:
+        click.echo(f"no new requests are taken; {answer['requests'] or 0} are under way")
+
+
+@click.command()
+@_pid
+@_json
+def status(pid: int | None, as_json: bool) -> None:
+    """What the server serves, what drains, and how the last update went."""
+    answer = _ask(pid, "status")
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    engine, update_ = answer["engine"], answer["update"]
+    click.echo(f"serves     {engine['model']} {engine['weight_version']} ({engine['state']}, {engine['requests'] or 0} requests)")
+    click.echo(f"from       {engine['path']}")
+    click.echo(f"requests   {'are taken' if answer['accepting'] else answer['refusal']}")
+    for unit in answer["draining"]:
+        click.echo(f"drains     {unit['weight_version']} ({unit['requests'] or 0} requests)")
+    if update_["running"]:
+        click.echo(f"update     {update_['stage']}")
+    if update_["last_error"]:
+        click.echo(f"refused    {update_['last_error']}")
+    if answer["rolled_back_because"]:
+        click.echo(f"rolled back: {answer['rolled_back_because']}")
+    for place in answer["history"]:
+        click.echo(f"before     {place['weight_version']} {place['path']}")
+
+
+def _tell_update(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    verified = "verified against its manifest" if answer["manifest_verified"] else "without a manifest to verify it against"
+    how = "beside the old one" if answer["mode"] == "beside" else "after a drain: there was no memory for both"
+    click.echo(f"now serves {answer['weight_version']} ({answer['path']})")
+    click.echo(f"           {verified}, loaded {how}, in {answer['seconds']:.1f} s")
+    click.echo(f"before it  {answer['previous_version']}; `paddle-ds rollback` goes back")

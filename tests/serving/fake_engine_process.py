@@ -1,0 +1,85 @@
+"""An engine process without a model, for tests of what surrounds it: same arguments, same socket, scripted answers.
+
+The "checkpoint" is a directory with a tokenizer and ``fake.json``:
+
+    {"needs_room": false, "failure_run": 0, "mute": false, "dies": false}
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import fake_engine
+import msgspec
+
+from paddle_ds.checkpoints.manifest import weight_version
+from paddle_ds.errors import InternalError, MemoryPlanError
+from paddle_ds.ipc.messages import EngineInfo
+from paddle_ds.ipc.server import EngineServer
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """What is in ``fake.json``."""
+
+    #: refuse to load while another engine is there
+    needs_room: bool = False
+    #: what the statistics say of failed requests
+    failure_run: int = 0
+    #: every request fails
+    mute: bool = False
+    #: ends while it loads
+    dies: bool = False
+
+
+def _answers(path: Path) -> bool:
+    """Whether an engine is there, and not only the file of its socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=Path)
+    parser.add_argument("--config", type=Path)
+    options = parser.parse_args()
+    directory = Path(json.loads(options.config.read_text())["model"])
+    behaviour = Behaviour(**json.loads((directory / "fake.json").read_text()))
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: stopping.append(signum))
+    if behaviour.dies:
+        sys.exit(3)
+    if behaviour.needs_room and any(_answers(path) for path in options.socket.parent.glob("engine-*.sock")):
+        error = MemoryPlanError("no room").info()
+        server = EngineServer(options.socket, EngineInfo(f"{os.getpid()}", "failed", os.getpid(), error=error))
+        while not stopping:
+            time.sleep(0.01)
+        server.close()
+        return
+    info = fake_engine.ready_info(directory, max_context_tokens=4096, boot_id=f"{os.getpid()}")
+    model = msgspec.structs.replace(info.model, weight_version=weight_version(directory))
+    ready = msgspec.structs.replace(info, pid=os.getpid(), model=model)
+    fake_engine.ready_info = lambda *args, **kw: ready
+    script = fake_engine.say(fake_engine.Fail(InternalError("mute"))) if behaviour.mute else fake_engine.ANSWERS
+    engine = fake_engine.IpcEngine(options.socket, directory, script)
+    stats = msgspec.structs.replace(fake_engine.STATS, num_running=0, num_waiting=0, failure_run_max=behaviour.failure_run)
+    while not stopping:
+        engine._server.broadcast(stats)
+        time.sleep(0.02)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
