@@ -15,4 +15,4 @@ LD_LIBRARY_PATH=$("$python" -c 'import importlib.util as u, pathlib; print(pathl
 export LD_LIBRARY_PATH
 export PADDLE_DS_OPERATORS=$library LD_PRELOAD="$asan $ubsan" OMP_NUM_THREADS=2
 exec "$python" -m pytest -q -p no:cacheprovider tests/kernels/test_compiled_operators.py tests/kernels/test_grouped_linear.py \
-  tests/kernels/test_static_kv_scales.py tests/kernels/test_fused_decoder.py -k "not instruction_set" "$@"
+  tests/kernels/test_static_kv_scales.py tests/kernels/test_fused_decoder.py tests/export/test_export_operators.py -k "not instruction_set" "$@"
