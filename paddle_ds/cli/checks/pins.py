@@ -47,7 +47,7 @@ EXTRAS = (
         "serving",
         "paddle-ds serve",
         "flask",
-        ("flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20", "pyjwt[crypto]>=2.9", "redis>=5"),
+        ("flask>=3.0", "gunicorn>=23", "prometheus-client>=0.20", "pyjwt[crypto]>=2.10", "redis>=5"),
     ),
     Extra(
         "hub",
@@ -100,7 +100,7 @@ UNDECLARED = (
 def name_of(requirement: str) -> str:
     """The package in a requirement of these tables; no need for what parses all that may stand in one.
 
-    >>> name_of("safetensors>=0.6,<0.8"), name_of("pyjwt[crypto]>=2.9")
+    >>> name_of("safetensors>=0.6,<0.8"), name_of("pyjwt[crypto]>=2.10")
     ('safetensors', 'pyjwt')
     """
     return re.split(r"[\[<>=]", requirement)[0]
