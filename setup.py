@@ -165,6 +165,7 @@ setup(
             "update = paddle_ds_serving.update_command:update",
             "rollback = paddle_ds_serving.update_command:rollback",
             "drain = paddle_ds_serving.update_command:drain",
+            "pull = paddle_ds_serving.update_command:pull",
             "status = paddle_ds_serving.update_command:status",
             "quantize = paddle_ds_slim.quantize_command:quantize",
             "eval = paddle_ds_slim.eval_command:evaluate",

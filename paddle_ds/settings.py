@@ -133,6 +133,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable("device_profiles", _nonempty, None, "directory with profiles of chips beside those that come with the project"),
     Variable("log_prompts", _flag, False, "write the prompt of each request into its log line"),
+    Variable("content_filter_file", _nonempty, None, "file with words and patterns that prompts and answers must not have"),
     Variable("feedback_dir", _nonempty, None, "directory that keeps what POST /v1/feedback brings (default: it is refused)"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
 )
@@ -166,6 +167,7 @@ class Settings:
     max_isa: str
     device_profiles: str | None
     log_prompts: bool
+    content_filter_file: str | None
     feedback_dir: str | None
     strict: bool
 

@@ -16,13 +16,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from paddle_ds.checkpoints.dtypes import NUMPY_DTYPES
 from paddle_ds.checkpoints.manifest import (
     FILE_NAME,
     ManifestTensor,
@@ -159,17 +161,15 @@ class _Pull:
         except RangesRefused:
             self._bring_whole(name)
             return
-        spans = _spans(header, self._remote.url + name)
+        spans = _spans(header, tensors, self._remote.url + name)
+        resumes = path.exists()
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            file.truncate(len(header) + max((begin + size for begin, size in spans.values()), default=0))
+            file.truncate(len(header) + sum(size for _, size in spans.values()))
             file.write(header)
             for tensor, (offset, size) in spans.items():
                 begin = len(header) + offset
-                wanted = tensors.get(tensor)
-                if wanted is None:
-                    raise CorruptFileError(f"{self._remote.url}{name}: tensor '{tensor}' is not in its manifest")
-                file.flush()
-                if hash_span(file.fileno(), begin, size, path) == wanted.sha256:  # an earlier try has brought it
+                wanted = tensors[tensor]
+                if resumes and hash_span(file.fileno(), begin, size, path) == wanted.sha256:  # an earlier try has brought it
                     continue
                 file.seek(begin)
                 local = self._here.get(wanted.sha256)
@@ -209,20 +209,30 @@ def _tensors_here(versions: Path) -> dict[str, _Local]:
     return found
 
 
-def _spans(header: bytes, where: str) -> dict[str, tuple[int, int]]:
-    """Offset and size of each tensor after the header; the reader checks the rest once the file is here."""
+def _spans(header: bytes, tensors: Mapping[str, ManifestTensor], where: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of each tensor after the header.
+
+    Raises:
+        CorruptFileError: the header and the manifest do not agree on what is in the file and how long it is.
+    """
     try:
         entries = json.loads(header[8:])
         entries.pop("__metadata__", None)
-        spans = {name: entry["data_offsets"] for name, entry in entries.items()}
-        if any(type(value) is not int or value < 0 for span in spans.values() for value in span):
-            raise ValueError("offsets are whole numbers")
-        found = {name: (begin, end - begin) for name, (begin, end) in spans.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{where}: the header is not one of safetensors: {error!r}") from error
-    if any(size < 0 for _, size in found.values()):
-        raise CorruptFileError(f"{where}: a tensor ends before it begins")
+        found = {name: (entry["data_offsets"][0], _num_bytes(tensors[name])) for name, entry in entries.items()}
+        if set(found) != set(tensors):
+            raise ValueError("tensors of the manifest are missing")
+        expected = 0
+        for begin, size in sorted(found.values()):
+            if begin != expected:
+                raise ValueError(f"a tensor begins at {begin}; expected {expected}")
+            expected += size
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{where}: the header is not what the manifest says: {error!r}") from error
     return found
+
+
+def _num_bytes(tensor: ManifestTensor) -> int:
+    return math.prod(tensor.shape) * NUMPY_DTYPES[tensor.dtype].itemsize
 
 
 def _copy(local: _Local, file: IO[bytes]) -> bool:

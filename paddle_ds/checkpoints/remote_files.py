@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from paddle_ds.errors import ConfigError, HubError
 
@@ -46,8 +46,11 @@ class RemoteFiles:
         """
         for attempt in range(_MAX_STALLS + 1):
             try:
-                with self._open(name, {}) as answer:
-                    content: bytes = answer.read(_MAX_SMALL_BYTES + 1)
+                content = b""
+                for block in self._attempt(name, 0, None):
+                    content += block
+                    if len(content) > _MAX_SMALL_BYTES:
+                        raise HubError(f"{self.url}{name}: over {_MAX_SMALL_BYTES >> 20} MiB; that is no file of its kind")
             except urllib.error.HTTPError as error:
                 if error.code in (404, 410):
                     return None
@@ -57,8 +60,6 @@ class RemoteFiles:
                     raise HubError(f"{self.url}{name}: no answer: {error}") from error
                 time.sleep(_PAUSE_S * attempt)
                 continue
-            if len(content) > _MAX_SMALL_BYTES:
-                raise HubError(f"{self.url}{name}: over {_MAX_SMALL_BYTES >> 20} MiB; that is no file of its kind")
             self.received_bytes += len(content)
             return content
         raise AssertionError("unreachable")
@@ -111,7 +112,7 @@ class RemoteFiles:
             if left:  # http.client ends quietly when the connection does
                 raise http.client.IncompleteRead(b"", left)
 
-    def _open(self, name: str, headers: dict[str, str]) -> Any | IO[bytes]:
+    def _open(self, name: str, headers: dict[str, str]) -> Any:
         # identity: a range of a compressed answer would be none of the file's
         request = urllib.request.Request(self.url + urllib.parse.quote(name), headers={"Accept-Encoding": "identity", **headers})
         return urllib.request.urlopen(request, timeout=self._timeout_s)

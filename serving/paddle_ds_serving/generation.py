@@ -11,6 +11,7 @@ from paddle_ds.errors import EngineUnavailable, PaddleDSError, from_info
 from paddle_ds.ipc.messages import Delta, Failed, Finished, Submit
 from paddle_ds.text import Tokenizer
 from paddle_ds_serving.choice import Choice, Piece, total_tokens
+from paddle_ds_serving.content_filter.scan import OutputFilter
 from paddle_ds_serving.disconnect import POLL_S
 from paddle_ds_serving.engine import EngineClient, Event
 from paddle_ds_serving.http_errors import ClientGone
@@ -48,6 +49,7 @@ class Generation:
         record: RequestRecord,
         is_gone: Callable[[], bool],
         on_close: Callable[[], None] = lambda: None,
+        make_filter: Callable[[], OutputFilter | None] = lambda: None,
     ) -> None:
         self.choices: list[Choice] = []
         self._metrics = metrics
@@ -65,7 +67,7 @@ class Generation:
                 index = len(submits)
                 submit = Submit(f"{order.response_id}-{index}", prompt.ids, params)
                 submits.append(submit)
-                self.choices.append(Choice(index, submit, prompt, tokenizer, order.reasoning_format))
+                self.choices.append(Choice(index, submit, prompt, tokenizer, order.reasoning_format, make_filter()))
         self._by_id = {choice.request_id: choice for choice in self.choices}
         self.prompts = order.prompts
         record.response_id = order.response_id

@@ -22,10 +22,12 @@ from paddle_ds.logs import fields
 from paddle_ds.settings import Settings
 from paddle_ds.text import Tokenizer
 from paddle_ds_serving.breaker import Breaker, is_failure
+from paddle_ds_serving.content_filter.install import ContentFilter
 from paddle_ds_serving.disconnect import client_gone
 from paddle_ds_serving.engine import EngineClient
 from paddle_ds_serving.generation import Generation, Order
 from paddle_ds_serving.metrics import Metrics
+from paddle_ds_serving.prompts import Prompt
 from paddle_ds_serving.request_log import RequestRecord
 from paddle_ds_serving.sampling import SamplingDefaults
 from paddle_ds_serving.supervision.switch import EngineSwitch
@@ -78,6 +80,8 @@ class Service:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics(engine)
+        path = settings.content_filter_file
+        self._content_filter = ContentFilter(None if path is None else Path(path), self.metrics.registry)
         self.make_id = make_id
         self.unix_s = unix_s
         #: by boot id of the engine, the last ones only
@@ -148,10 +152,12 @@ class Service:
             EngineUnavailable: the engine takes no requests.
             CircuitOpen: too many requests failed lately.
             RateLimitExceeded: the client's quota of tokens is used up.
+            ContentFiltered: the content filter refuses a prompt.
         """
         record, is_gone = current_record(), client_gone(request.environ)
         if self.settings.log_prompts:
             record.prompts = [served.tokenizer.decode(prompt.ids, skip_special_tokens=False) for prompt in order.prompts]
+        make_filter = self._content_filter.admit(lambda: [_text(prompt, served.tokenizer) for prompt in order.prompts])
         self._take_slot()
         settle: Callable[[int], None] = lambda num_tokens: None  # noqa: E731
 
@@ -167,7 +173,8 @@ class Service:
             self._breaker.admit(served.boot_id)
             admitted = True
             settle = self.reserve(order, served)
-            generation = Generation(order, served.tokenizer, self.engine_of(served), self.metrics, record, is_gone, ended)
+            engine = self.engine_of(served)
+            generation = Generation(order, served.tokenizer, engine, self.metrics, record, is_gone, ended, make_filter)
         except BaseException:
             self._free_slot()
             settle(0)
@@ -209,6 +216,11 @@ def _info_of(engine: EngineClient) -> EngineInfo:
     if not engine.connected or info is None:
         raise EngineUnavailable("the engine is not running; it may be starting again")
     return info
+
+
+def _text(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """What a prompt says, also where the request brought token ids."""
+    return tokenizer.decode(prompt.ids, skip_special_tokens=True) if prompt.text is None else prompt.text
 
 
 def _why_not_ready(info: EngineInfo) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,37 @@ def update(path: Path, no_drain: bool, pid: int | None, as_json: bool) -> None:
 def rollback(no_drain: bool, pid: int | None, as_json: bool) -> None:
     """Serve the checkpoint that was served before."""
     _tell_update(_ask(pid, "rollback", may_drain=not no_drain), as_json)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--keep", type=click.IntRange(1), default=7, show_default=True, help="Versions that are kept, the new one included."
+)
+@_json
+def pull(url: str, out: Path, keep: int, as_json: bool) -> None:
+    """Fetch the checkpoint at URL to OUT, or what has changed of it since the last time.
+
+    OUT becomes a link to a directory of its own for each version, which moves when everything is there and verified. A
+    broken transfer goes on where it was. Then: paddle-ds update OUT.
+    """
+    from paddle_ds.checkpoints.pull import pull as fetch
+
+    quiet = as_json or not sys.stderr.isatty()
+    done = fetch(
+        url,
+        out,
+        keep=keep,
+        timeout_s=settings_table.load().hub_timeout_s,
+        progress=lambda text: None if quiet else click.echo(f"  {text}", err=True),
+    )
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}))
+        return
+    state = "is the newest already" if done.unchanged else f"is {done.weight_version} now"
+    click.echo(f"{done.path} {state}")
+    click.echo(f"{done.fetched_bytes:,} bytes fetched; {done.reused_tensors} of {done.num_tensors} tensors were here")
 
 
 @click.command()

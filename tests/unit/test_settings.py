@@ -35,6 +35,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("MAX_ISA", "avx2", "avx2"),
     ("DEVICE_PROFILES", "/etc/chips", "/etc/chips"),
     ("LOG_PROMPTS", "1", True),
+    ("CONTENT_FILTER_FILE", "/etc/filter.yaml", "/etc/filter.yaml"),
     ("FEEDBACK_DIR", "/var/lib/feedback", "/var/lib/feedback"),
     ("DEVICE_PROFILES", "/etc/chips", "/etc/chips"),
     ("STRICT", "1", True),

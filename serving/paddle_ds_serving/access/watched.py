@@ -27,9 +27,12 @@ class Watched(Generic[T]):
         ConfigError: from the constructor, where the first content is no good.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], T], *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, read: Callable[[Path], T], *, name: str = "access", clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = path
         self._read = read
+        self._name = name
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._stamp = self._look()
@@ -55,9 +58,11 @@ class Watched(Generic[T]):
         try:
             self._value = self._read(self._path)
         except ConfigError as error:
-            _log.error("access.reload_failed", extra=fields(file=str(self._path), error=error.message, kept="what was in force"))
+            _log.error(
+                f"{self._name}.reload_failed", extra=fields(file=str(self._path), error=error.message, kept="what was in force")
+            )
         else:
-            _log.info("access.reloaded", extra=fields(file=str(self._path)))
+            _log.info(f"{self._name}.reloaded", extra=fields(file=str(self._path)))
 
     def _look(self) -> _Stamp:
         try:

@@ -1,6 +1,18 @@
 """The routes, one family a file."""
 
-from paddle_ds_serving.routes import admin, chat, completions, feedback, generate, health, models, monitoring, quality, tokens
+from paddle_ds_serving.routes import (
+    admin,
+    chat,
+    completions,
+    feedback,
+    generate,
+    health,
+    models,
+    monitoring,
+    openapi,
+    quality,
+    tokens,
+)
 
 ALL = (
     admin.blueprint,
@@ -11,6 +23,7 @@ ALL = (
     health.blueprint,
     models.blueprint,
     monitoring.blueprint,
+    openapi.blueprint,
     quality.blueprint,
     tokens.blueprint,
 )

@@ -102,8 +102,8 @@ class _Writer:
 
     def _choice(self, choice: Choice) -> wire.Choice:
         assert choice.finish_reason is not None, "the generation was not run to its end"
-        reasoning = choice.text.reasoning_text or None
-        content = choice.text.content_text
+        reasoning = choice.reasoning_text or None
+        content = choice.content_text
         message = wire.Message(
             "assistant",
             None if reasoning and not content else content,

@@ -84,7 +84,7 @@ class _Writer:
             choices.append(
                 wire.CompletionChoice(
                     choice.index,
-                    self._echoed(choice.prompt) + choice.text.content_text,
+                    self._echoed(choice.prompt) + choice.content_text,
                     for_completions(self._served.tokenizer, choice.logprobs, 0) if wants_logprobs else None,
                     choice.finish_reason,
                     choice.token_ids if tells_ids else UNSET,

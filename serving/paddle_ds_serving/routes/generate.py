@@ -44,8 +44,8 @@ def create() -> Response:
         wire.GenerateResponse(
             order.response_id,
             served.model.name,
-            choice.text.content_text,
-            choice.text.reasoning_text or None,
+            choice.content_text,
+            choice.reasoning_text or None,
             choice.finish_reason,
             generation.usage(),
             served.weight_version,

@@ -41,11 +41,13 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        process = self._process
+        return process.pid if process else None
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may be asking
+        return process is not None and process.poll() is None
 
     @property
     def ending(self) -> bool:
