@@ -11,6 +11,7 @@ request was lost, versions were mixed, or something did not come back.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -54,17 +55,25 @@ class Server:
         self.process = subprocess.Popen(self._command, env=environ, stdout=self._log, stderr=self._log, start_new_session=True)
         self.wait_ready()
 
-    def wait_ready(self) -> float:
-        """Seconds until it answers."""
+    def wait_ready(self) -> None:
+        """Until it answers."""
         started_s = time.monotonic()
         while time.monotonic() < started_s + _BACK_S:
             try:
                 if requests.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
-                    return time.monotonic() - started_s
+                    return
             except requests.RequestException:
                 pass
             time.sleep(0.05)
         raise SystemExit(f"the server is not back after {_BACK_S:g} s; its log is {self._log.name}")
+
+    def wait_replaced(self, what: str, before: list[int]) -> None:
+        """Until as many processes are there as before, and the first is another one."""
+        deadline_s = time.monotonic() + _BACK_S
+        while before[0] in (now := self.pids(what)) or len(now) < len(before):
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"the {what} was not replaced within {_BACK_S:g} s")
+            time.sleep(0.02)
 
     def ask(self, op: str, **arguments: Any) -> Any:
         return control.ask(control.find(self.run_dir, self.process.pid), op, timeout_s=300, **arguments)
@@ -73,10 +82,13 @@ class Server:
         if what == "supervisor":
             return [self.process.pid]
         children = psutil.Process(self.process.pid).children(recursive=True)
-        named = [
-            child for child in children if ("gunicorn" if what == "worker" else "engine.process") in " ".join(child.cmdline())
-        ]
-        return [child.pid for child in named if what == "engine" or not child.children()]
+        word = "gunicorn" if what == "worker" else "engine.process"
+        found = []
+        for child in children:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if word in " ".join(child.cmdline()) and (what == "engine" or not child.children()):
+                    found.append(child.pid)
+        return found
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -97,6 +109,12 @@ class Clients:
         self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(num_streams)]
         for thread in self._threads:
             thread.start()
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._over.set()
@@ -144,18 +162,17 @@ def update_trial(server: Server, directory: Path, options: argparse.Namespace) -
     copy = Path(shutil.copytree(EMBEDDED_MODEL, directory / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "source": "copy"}))
-    clients = Clients(server.url, options.streams)
-    ends_s = time.monotonic() + options.seconds
     seconds: list[float] = []
     refused: list[str] = []
-    while time.monotonic() < ends_s:
-        next_s = time.monotonic() + options.every
-        try:
-            seconds.append(server.ask("load", path=str((copy, EMBEDDED_MODEL)[len(seconds) % 2]))["seconds"])
-        except PaddleDSError as error:
-            refused.append(error.message)
-        time.sleep(max(0.0, min(next_s, ends_s) - time.monotonic()))
-    clients.stop()
+    with Clients(server.url, options.streams) as clients:
+        ends_s = time.monotonic() + options.seconds
+        while time.monotonic() < ends_s:
+            next_s = time.monotonic() + options.every
+            try:
+                seconds.append(server.ask("load", path=str((copy, EMBEDDED_MODEL)[len(seconds) % 2]))["seconds"])
+            except PaddleDSError as error:
+                refused.append(error.message)
+            time.sleep(max(0.0, min(next_s, ends_s) - time.monotonic()))
     outcomes = dict(clients.outcomes)
     return {
         "updates": len(seconds),
@@ -175,18 +192,22 @@ def kill_trial(server: Server, directory: Path, options: argparse.Namespace) -> 
     for what in options.what:
         back_s: list[float] = []
         left = 0
-        clients = Clients(server.url, options.streams)
-        for _ in range(options.times):
-            time.sleep(options.pause)
-            family = psutil.Process(server.process.pid).children(recursive=True)
-            os.kill(server.pids(what)[0], signal.SIGKILL)
-            if what == "supervisor":
-                server.process.wait()
-                _, alive = psutil.wait_procs(family, timeout=_NOTICED_S)
-                left += len(alive)
-                server.start()
-            back_s.append(server.wait_ready())
-        clients.stop()
+        with Clients(server.url, options.streams) as clients:
+            for _ in range(options.times):
+                time.sleep(options.pause)
+                family = psutil.Process(server.process.pid).children(recursive=True)
+                killed = server.pids(what)
+                os.kill(killed[0], signal.SIGKILL)
+                killed_s = time.monotonic()
+                if what == "supervisor":
+                    server.process.wait()
+                    _, alive = psutil.wait_procs(family, timeout=_NOTICED_S)
+                    left += len(alive)
+                    server.start()
+                else:
+                    server.wait_replaced(what, killed)
+                server.wait_ready()
+                back_s.append(time.monotonic() - killed_s)
         leftovers = [path.name for path in server.run_dir.glob("serve-*") if path.name != f"serve-{server.process.pid}"]
         result[what] = {
             "kills": options.times,
@@ -216,6 +237,7 @@ def main() -> int:
     for trial_parser in (update, kill):
         trial_parser.add_argument("--log", type=Path, default=Path(os.devnull), help="file that keeps what the server writes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))  # so that the server does not outlive the trial
     with tempfile.TemporaryDirectory(prefix="pds-") as name:
         server = Server(Path(name), options.log)
         try:

@@ -32,7 +32,7 @@ GOOD = {
     "flask": "3.0",
     "gunicorn": "23.0",
     "prometheus-client": "0.20",
-    "pyjwt": "2.9",
+    "pyjwt": "2.10",
     "redis": "5.0",
     "paddlenlp": "3.0.0b4",
     "aistudio-sdk": "0.2.6",
