@@ -91,6 +91,20 @@ def test_a_load_that_does_not_fit_says_what_is_missing() -> None:
     assert "MemoryPlanError: the model needs" in done.stderr
 
 
+FULL = IN_PROCESS.replace(
+    "    emulated_device.arm(fault)\n", "    llm.loaded.device.empty_cache()\n    emulated_device.arm(fault)\n"
+)
+
+
+def test_memory_that_ends_in_a_step_makes_steps_smaller_and_fails_only_what_does_not_fit_by_itself() -> None:
+    """Paddle keeps what the trial steps took, so a full device is felt only once that has been given back."""
+    told = result(FULL, json.dumps(["allocation*3", "allocation"]), "npu:0")
+    assert told["allocation*3"] == "same", "the step was not computed again"
+    assert told["allocation"].startswith("device_out_of_memory: device npu:0 is out of memory")
+    assert told["allocation afterwards"] == "same", "the engine did not live on"
+    assert told["shrunk_steps"] > 1
+
+
 CACHE = """
 import json
 from paddle_ds import LLM, SamplingParams
