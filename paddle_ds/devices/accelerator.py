@@ -26,6 +26,10 @@ _KERNELS: dict[Capability, tuple[str, str]] = {
     "llm_int8": ("llm_int8_linear", "float16"),
     "weight_only_int8": ("weight_only_linear", "float16"),
 }
+#: of the largest result: activations of 8 bits and sums in float16 stay well below
+_HALF_TOLERANCE = 0.03
+#: above every activation, so that none is treated as an outlier
+_NO_OUTLIERS = 1e30
 _FIRST_PAUSE_S = 20e-6
 #: events that nobody may let go of: destroying one waits until it is reached
 _NEVER_REACHED: list[Event] = []
@@ -52,8 +56,8 @@ class Accelerator:
         missing: dict[str, str] = {"paged_attention": "none is known here; plain operators gather the blocks"}
         for capability, (kernel, dtype) in _KERNELS.items():
             reason = f"no kernel {kernel} for {dtype} is registered" if not table.has(kernel, self.type, dtype) else ""
-            if not reason and capability == "int8_gemm":
-                reason = self._wrong_int8_product()
+            if not reason:
+                reason = self._wrong_int8_product() if capability == "int8_gemm" else self._wrong_linear(capability)
             if reason:
                 missing[capability] = reason
             else:
@@ -123,8 +127,7 @@ class Accelerator:
             return paddle.to_tensor(np.ascontiguousarray(values))
         if algorithm != "weight_only_int8":
             raise UnsupportedError(f"device {self.name} has no INT8 layout {algorithm!r}; known: llm.int8, weight_only_int8")
-        self._need("weight_only_int8")
-        # the integers come back as they are where a channel's largest magnitude is 127, which one more row makes sure of
+        # Paddle packs while it quantises; the integers come back as they are where each channel's largest magnitude is 127
         floats = paddle.to_tensor(_with_full_range(values).T.astype(np.float16))
         with translating(self.name):
             packed, _ = weight_quantize(floats, algo=algorithm)
@@ -138,7 +141,7 @@ class Accelerator:
 
     def metrics(self) -> Mapping[str, float]:
         figures: dict[str, float] = dict(read_monitor(self.profile, self.index)) if self.profile else {}
-        stats = self._memory()
+        stats = None if "memory_used_bytes" in figures else self._memory()
         if stats is not None:
             figures["memory_total_bytes"] = float(stats.total_bytes)
             figures["memory_used_bytes"] = float(stats.total_bytes - stats.available_bytes)
@@ -207,13 +210,38 @@ class Accelerator:
         except Exception as error:
             return f"its INT8 product fails: {summary(str(error))}"
 
+    def _wrong_linear(self, capability: Capability) -> str:
+        """What is wrong with Paddle's INT8 layer for float16 activations on this device; empty where a small one is right."""
+        import paddle
+        from paddle.nn.quant import llm_int8_linear, weight_only_linear
+
+        generator = np.random.default_rng(0)
+        weight = generator.integers(-127, 128, (32, 64), dtype=np.int8)
+        weight[:, 0] = 127
+        x = generator.standard_normal((3, 64)).astype(np.float16) / np.float16(64)
+        expected = x.astype(np.float32) @ weight.astype(np.float32).T
+        try:
+            with self._current():
+                half = paddle.to_tensor(x)
+                if capability == "llm_int8":
+                    packed = self.quantized_weight(weight, "llm.int8")
+                    y = llm_int8_linear(half, packed, None, paddle.ones([32], dtype="float32"), _NO_OUTLIERS)
+                else:
+                    packed = self.quantized_weight(weight, "weight_only_int8")
+                    y = weight_only_linear(half, packed, None, paddle.ones([32], dtype="float16"), "int8")
+                error = np.abs(y.astype("float32").numpy() - expected).max()
+        except Exception as failure:
+            return f"its {capability} layer fails: {summary(str(failure))}"
+        # NaN is no number below the bound either
+        return "" if error <= _HALF_TOLERANCE * np.abs(expected).max() else f"its {capability} layer gives wrong numbers"
+
     @contextmanager
     def _current(self) -> Iterator[None]:
         """Paddle's current device inside: events and streams belong to that one, and cannot be asked for on another."""
         import paddle
 
         before = paddle.device.get_device()
-        self.activate()
+        paddle.set_device(self.name)
         try:
             yield
         finally:

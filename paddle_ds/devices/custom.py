@@ -11,7 +11,6 @@ from pathlib import Path
 from paddle_ds.devices.accelerator import Accelerator
 from paddle_ds.devices.base import MemoryStats, Problem
 from paddle_ds.devices.kernel_table import KernelTable
-from paddle_ds.devices.profile import DeviceProfile
 from paddle_ds.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -22,9 +21,6 @@ _VIEWS = "FLAGS_use_stride_kernel"
 
 class CustomDevice(Accelerator):
     """A device of a loaded plug-in. Its memory is asked of the plug-in itself, through Paddle's device manager."""
-
-    def __init__(self, device_type: str, index: int, profile: DeviceProfile | None) -> None:
-        super().__init__(device_type, index, profile)
 
     def activate(self) -> None:
         """Make it Paddle's current device; views are turned off where the plug-in cannot copy one into a row of its own.

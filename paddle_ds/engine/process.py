@@ -29,6 +29,7 @@ from paddle_ds.devices.flags import before_paddle
 from paddle_ds.engine.announcer import Announcer
 from paddle_ds.engine.assets import known_version
 from paddle_ds.engine.core import Engine, Failure, Progress
+from paddle_ds.engine.device_metrics import DeviceMetrics
 from paddle_ds.errors import DeviceLost, EngineUnavailable, InternalError, PaddleDSError
 from paddle_ds.ipc import messages
 from paddle_ds.ipc.parent import end_with_parent
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STATS_EVERY_S = 1.0
-_DEVICE_METRICS_EVERY_S = 10.0
 #: how long an idle loop sleeps before it looks at the clock again
 _IDLE_S = 0.25
 
@@ -71,9 +71,7 @@ class EngineLoop:
         self._next_stats_s = 0.0
         self._process = psutil.Process()
         self._fallback_ops = fallback_ops or {}
-        self._device = device
-        self._device_metrics: dict[str, float] = {}
-        self._next_metrics_s = 0.0
+        self._device_metrics = DeviceMetrics(device) if device is not None and device.type != "cpu" else None
         #: requests that failed one after another, now and at most
         self._failure_run = self._failure_run_max = 0
 
@@ -154,17 +152,10 @@ class EngineLoop:
                 fallback_ops=self._fallback_ops,
                 shrunk_steps_total=counters.shrunk_steps,
                 step_token_limit=scheduler.max_batch_tokens,
-                device_metrics=self._read_device_metrics(now),
+                device_metrics=dict(self._device_metrics.latest) if self._device_metrics else {},
                 failure_run_max=self._failure_run_max,
             )
         )
-
-    def _read_device_metrics(self, now_s: float) -> dict[str, float]:
-        """At most every few seconds: a chip's monitoring command takes its time."""
-        if self._device is not None and self._device.type != "cpu" and now_s >= self._next_metrics_s:
-            self._next_metrics_s = now_s + _DEVICE_METRICS_EVERY_S
-            self._device_metrics = dict(self._device.metrics())
-        return self._device_metrics
 
     def _fail_rest(self) -> None:
         error = self._engine.lost or EngineUnavailable("the engine is stopping")

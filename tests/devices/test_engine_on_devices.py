@@ -83,6 +83,12 @@ def test_other_precisions_run_on_a_device_as_on_plain_paddle(quant: str) -> None
     assert answers("npu:0", quant, **short)["answers"] == answers("cpu", quant, plain=True, **short)["answers"]
 
 
+def test_a_kernel_that_gives_wrong_numbers_is_not_taken() -> None:
+    told = answers("npu:0", "w8a16", prompts=1, tokens=6, fault="nan:weight_only_linear")
+    assert told["kernels"]["weight_only_linear"] == "reference"
+    assert told["answers"] == answers("cpu", "w8a16", plain=True, prompts=1, tokens=6)["answers"]
+
+
 def test_without_any_kernel_of_its_own_a_device_still_answers_by_paddles_fallback(on_cpu: dict[str, Any]) -> None:
     told = answers("npu:0", tokens=6, kernels="none")
     assert told["kernels"]["int8_linear"] == "reference"
