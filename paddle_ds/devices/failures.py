@@ -23,7 +23,7 @@ _DEVICE_FAILED = re.compile(
     r"CustomDevice error|C_ERROR|C_FAILED|C_INTERNAL_ERROR|PADDLE_ENFORCE_CUSTOM|CUDA error\(|hipError|XPU.*error code",
     re.IGNORECASE,
 )
-_FIRST_LINES = 300
+_MOST_CHARACTERS = 300
 
 
 def translated(error: BaseException, device_name: str) -> PaddleDSError | None:
@@ -62,4 +62,4 @@ def summary(text: str) -> str:
     _, _, after = text.rpartition("Error Message Summary:")
     lines = [line.strip() for line in (after or text).splitlines() if line.strip(" -\t")]
     joined = " ".join(line for line in lines if not line.startswith(("[Hint", "(at ", "Please ", "1. ", "2. ", "3. ")))
-    return joined[:_FIRST_LINES]
+    return joined[:_MOST_CHARACTERS]
