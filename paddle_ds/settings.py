@@ -109,6 +109,11 @@ TABLE: tuple[Variable, ...] = (
         "hub_source", _choice("bos", "huggingface", "aistudio"), "bos", "hub that PaddleNLP's downloader asks for a model name"
     ),
     Variable("hub_timeout_s", _positive_float, 30.0, "seconds without an answer from the hub before giving up"),
+    Variable("header_timeout_s", _positive_float, 10.0, "seconds that a client may take to send the header of a request"),
+    Variable("body_timeout_s", _positive_float, 60.0, "seconds that a client may take to send the body of a request"),
+    Variable(
+        "write_timeout_s", _positive_float, 60.0, "seconds that a client may read nothing of an answer before it is given up"
+    ),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
     Variable(
         "engine_socket",
@@ -133,6 +138,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable("device_profiles", _nonempty, None, "directory with profiles of chips beside those that come with the project"),
     Variable("log_prompts", _flag, False, "write the prompt of each request into its log line"),
+    Variable("tracing", _flag, False, "send a trace of each request where the OTEL_… variables say (needs paddle-ds[tracing])"),
     Variable("content_filter_file", _nonempty, None, "file with words and patterns that prompts and answers must not have"),
     Variable("feedback_dir", _nonempty, None, "directory that keeps what POST /v1/feedback brings (default: it is refused)"),
     Variable("strict", _flag, False, "turn every silent fallback into an error"),
@@ -150,6 +156,9 @@ class Settings:
     num_threads: int | None
     hub_source: str
     hub_timeout_s: float
+    header_timeout_s: float
+    body_timeout_s: float
+    write_timeout_s: float
     sse_ping_s: float
     engine_socket: str | None
     canary_every_s: float
@@ -167,6 +176,7 @@ class Settings:
     max_isa: str
     device_profiles: str | None
     log_prompts: bool
+    tracing: bool
     content_filter_file: str | None
     feedback_dir: str | None
     strict: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import sys
 from typing import Any
@@ -14,7 +16,11 @@ from paddle_ds.cli.options import engine_config, engine_options
 from paddle_ds.config.engine import EngineConfig
 from paddle_ds.engine.progress_bar import LoadingBar
 from paddle_ds.ipc.messages import EngineInfo
+from paddle_ds.logs import fields
+from paddle_ds_serving import preflight
 from paddle_ds_serving.supervisor import ServeOptions, Supervisor
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -32,6 +38,7 @@ def serve(host: str, port: int, workers: int, grace: float, **engine: Any) -> No
     """
     settings = settings_table.load()
     logs.configure(settings.log_level, settings.log_format)
+    preflight.check(settings)
     options = ServeOptions(host, port, workers, grace)
     with LoadingBar(sys.stderr.isatty() and settings.log_format == "text") as bar:
 
@@ -49,6 +56,11 @@ def serve(host: str, port: int, workers: int, grace: float, **engine: Any) -> No
 def _announce(info: EngineInfo, options: ServeOptions) -> None:
     name = info.model.name if info.model else "?"
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "12+7"}}]}}'
-    click.echo(f"\n{name} is served at {options.url}\n")
-    click.echo(f"  curl {options.url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n")
-    sys.stdout.flush()
+    try:
+        click.echo(f"\n{name} is served at {options.url}\n")
+        click.echo(f"  curl {options.url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n")
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or nobody reads: no reason not to serve
+        _log.warning("announcement.lost", extra=fields(url=options.url, error=str(error)))
+        # what Python still holds would fail again at the end, and change the exit status
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,7 +17,8 @@ from paddle_ds.ipc.parent import end_with_parent
 _settings = _settings_table.load()
 
 wsgi_app = "paddle_ds_serving.wsgi:application()"
-worker_class = "gthread"
+#: gthread with limits on slow clients
+worker_class = "paddle_ds_serving.http_worker.BoundedWorker"
 #: a stream holds a thread for its whole life, so threads bound the streams of a worker; they are made as needed
 workers = 2
 threads = 1024
@@ -42,6 +43,9 @@ keepalive = 75
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+#: by default a local proxy may set SCRIPT_NAME and PATH_INFO with headers of these names, and so may its clients where it passes
+#: them on: another path than the one that the proxy has checked
+forwarder_headers = ""
 
 #: the application writes one structured line a request; Gunicorn's own access log would repeat it
 accesslog = None

@@ -17,6 +17,10 @@ _log = logging.getLogger(__name__)
 #: seconds after which a client may try again, by error code
 RETRY_AFTER_S = {"engine_unavailable": 2.0, "engine_died": 2.0, "server_overloaded": 0.5, "circuit_open": 5.0}
 
+#: of a message; what a request says is repeated so far, and no further
+MAX_MESSAGE_CHARACTERS = 2000
+_MAX_PARAM_CHARACTERS = 200
+
 _HTTP_CODES = {
     400: ("invalid_request_error", "bad_request"),
     404: ("not_found_error", "not_found"),
@@ -41,6 +45,14 @@ class UnsupportedMediaType(PaddleDSError):
     type = "invalid_request_error"
 
 
+class RequestTimeout(PaddleDSError):
+    """The client took too long to send its request."""
+
+    code = "request_timeout"
+    http_status = 408
+    type = "invalid_request_error"
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     """All four keys are required by OpenAI's schema."""
 
@@ -58,7 +70,12 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 
 def error_json(info: ErrorInfo) -> bytes:
     """The error object as JSON."""
-    return msgspec.json.encode(ErrorResponse(ErrorBody(info.message, info.type, info.param, info.code)))
+    param = None if info.param is None else _cut(info.param, _MAX_PARAM_CHARACTERS)
+    return msgspec.json.encode(ErrorResponse(ErrorBody(_cut(info.message, MAX_MESSAGE_CHARACTERS), info.type, param, info.code)))
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def error_response(info: ErrorInfo) -> Response:

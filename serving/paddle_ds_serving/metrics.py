@@ -17,6 +17,7 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 from prometheus_client.registry import Collector
 
+from paddle_ds.errors import ErrorInfo
 from paddle_ds.ipc.messages import Usage
 from paddle_ds_serving.engine import EngineClient
 from paddle_ds_serving.engine_metrics import PREFIX, EngineCollector
@@ -77,6 +78,11 @@ class Metrics:
     def collect_also(self, collector: Collector) -> None:
         """Add figures that are the same in every worker and are read at each scrape."""
         self._collectors.append(collector)
+
+    def request_refused(self, info: ErrorInfo) -> None:
+        """Count a request that was refused before its method and path were known."""
+        self.http_requests.labels("unknown", "unmatched", str(info.http_status)).inc()
+        self.request_errors.labels(info.type, info.code).inc()
 
     def answer_finished(self, reason: str, usage: Usage | None, e2e_s: float) -> None:
         """Count an answer. ``usage`` is absent where a stop string ended it before the engine did."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 import requests
 
 from e2e.server import chat_body, events, serve
@@ -98,3 +99,27 @@ def test_unusable_checkpoint_ends_the_start_with_its_reason(tmp_path: Path) -> N
     log = server.log.read_text()
     assert "GPT2LMHeadModel" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"PADDLE_DS_API_KEYS_FILE": "keys.yaml"}, "keys.yaml"),
+        ({"PADDLE_DS_JWT_KEY_FILE": "keys.yaml"}, "PADDLE_DS_JWT_AUDIENCE"),
+        ({"PADDLE_DS_CONTENT_FILTER_FILE": "keys.yaml"}, "keys.yaml"),
+        ({"PADDLE_DS_REDIS_URL": "redis://localhost:port"}, "PADDLE_DS_REDIS_URL"),
+    ],
+)
+def test_a_damaged_file_ends_the_start_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys.yaml").write_text("- {id: a, hash: nothing}")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with serve(tmp_path, wait=False) as server:
+        assert server.process.wait(timeout=60) == 1
+    log = server.log.read_text()
+    assert told in log
+    assert "Traceback" not in log
+    assert not list((tmp_path / "run").glob("serve-*"))

@@ -197,6 +197,7 @@ def test_what_is_killed_after_an_update_comes_back_with_the_new_model(updated: U
     updated.server.wait_ready()
     assert updated.answer()[1] == version
     assert updated.status()["engine_restarts"] == 1
+    assert "paddle_ds:engine_restarts_total 1.0" in requests.get(f"{updated.server.url}/metrics", timeout=60).text
 
 
 def test_admin_routes_never_work_without_a_key(updated: Updated) -> None:

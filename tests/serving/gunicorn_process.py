@@ -30,6 +30,7 @@ class GunicornProcess:
         num_workers: int = 1,
         ping_s: float = 15.0,
         more_environ: Mapping[str, str] | None = None,
+        scheme: str = "http",
     ) -> None:
         directory.mkdir(parents=True)
         # a Unix socket's path has 107 bytes, pytest's directories are long
@@ -37,7 +38,7 @@ class GunicornProcess:
         socket_path = Path(self._socket_dir.name) / "engine.sock"
         self.engine = IpcEngine(socket_path, tokenizer_dir, script)
         self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.runtime_dir = directory / "run"
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_DS_", "PROMETHEUS_"))},
@@ -75,7 +76,7 @@ class GunicornProcess:
             if self.process.poll() is not None:
                 break
             try:
-                if httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/health/ready", timeout=5, verify=False).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
