@@ -144,6 +144,7 @@ setup(
         "hub": HUB,
         "slim": ["paddleslim==2.6.0", "scikit-learn", "scipy", "matplotlib", *HUB],
         "gguf": ["gguf>=0.17"],
+        "tracing": ["opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2"],
         "dev": [
             "pytest>=8",
             "pytest-timeout",

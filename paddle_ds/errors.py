@@ -18,6 +18,7 @@
     │   ├── CorruptFileError             a file contradicts itself: no header, overlapping tensors, garbage
     │   ├── ManifestMismatchError        a tensor is not the one that manifest.json names
     │   ├── CanaryError                  a model was loaded, and does not answer as it should
+    │   ├── ShadowMismatchError          it does not answer live requests as the current one does
     │   ├── UnsafePickleError            a pickle wants to build something that is not an array
     │   └── HubError                     a checkpoint could not be fetched from a hub
     ├── TokenizerError               tokenizer files are absent or broken
@@ -44,6 +45,7 @@
         ├── CircuitOpen                  too many requests failed lately; none is tried for some seconds
         ├── UpdateRunning                another update is not finished yet
         ├── NothingToRollBack            there is no earlier checkpoint
+        ├── RunDirectoryError            the runtime directory cannot be written to: its disk is full
         └── InternalError                a defect of ours
 
 Each class carries a ``code`` (stable, machine readable), an ``http_status`` and the ``type`` of
@@ -153,6 +155,10 @@ class ManifestMismatchError(CheckpointError):
 
 class CanaryError(CheckpointError):
     code = "checkpoint_canary_failed"
+
+
+class ShadowMismatchError(CheckpointError):
+    code = "checkpoint_shadow_mismatch"
 
 
 class UnsafePickleError(CheckpointError):
@@ -302,6 +308,12 @@ class NothingToRollBack(EngineError):
     code = "nothing_to_roll_back"
     http_status = 409
     type = "conflict_error"
+
+
+class RunDirectoryError(EngineError):
+    code = "run_directory_error"
+    http_status = 503
+    type = "unavailable_error"
 
 
 class InternalError(EngineError):

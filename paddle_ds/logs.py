@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 _FIELDS = "paddle_ds_fields"
 
@@ -60,9 +61,52 @@ class _OverProgressBar(logging.Formatter):
         return "\r\x1b[K" + self._lines.format(record)
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes each line at once, past Python's buffers. A line that finds no room (a full disk) is lost and counted.
+
+    Buffers would keep lines that could not be written, hand out halves of them later, and make the exit status 120.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._num_lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, after one that says how many were lost before it."""
+        try:
+            lines = self.format(record) + "\n"
+            if self._num_lost:
+                lines = "\n" + self.format(_lost(self._num_lost)) + "\n" + lines  # the last line may have been cut short
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            self._write(lines)
+        except OSError:
+            self._num_lost += 1
+        else:
+            self._num_lost = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            descriptor = self.stream.fileno()
+        except (OSError, AttributeError):  # not a file, as under tests
+            self.stream.write(text)
+            self.flush()
+            return
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+
+def _lost(num_lines: int) -> logging.LogRecord:
+    level = {"levelno": logging.WARNING, "levelname": "WARNING"}
+    return logging.makeLogRecord({"name": __name__, "msg": "logs.lines_lost", **level, **fields(lines=num_lines)})
+
+
 def configure(level: str = "info", log_format: str = "text") -> None:
     """Send the project's log lines to standard error. Calling it again replaces the earlier choice."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     if log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:

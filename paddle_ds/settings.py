@@ -112,7 +112,10 @@ TABLE: tuple[Variable, ...] = (
     Variable("header_timeout_s", _positive_float, 10.0, "seconds that a client may take to send the header of a request"),
     Variable("body_timeout_s", _positive_float, 60.0, "seconds that a client may take to send the body of a request"),
     Variable(
-        "write_timeout_s", _positive_float, 60.0, "seconds that a client may read nothing of an answer before it is given up"
+        "write_timeout_s",
+        _positive_float,
+        60.0,
+        "seconds in which a client has to read the next 16 KiB of an answer, or it is given up",
     ),
     Variable("sse_ping_s", _positive_float, 15.0, "seconds of silence after which a stream gets a keep-alive comment"),
     Variable(
@@ -121,6 +124,7 @@ TABLE: tuple[Variable, ...] = (
         None,
         "path of the engine's socket or of the pointer to it, for an HTTP worker (set by `paddle-ds serve`)",
     ),
+    Variable("supervisor_pid", _positive_int, None, "process with which a child of it ends (set by `paddle-ds serve`)"),
     Variable("canary_every_s", _positive_float, 30.0, "seconds between two canaries, short answers that show the engine works"),
     Variable("canary_prompt", _nonempty, "1+1=", "what the canary is asked"),
     Variable("canary_expect", _nonempty, None, "text that the canary's answer must contain (default: any will do)"),
@@ -161,6 +165,7 @@ class Settings:
     write_timeout_s: float
     sse_ping_s: float
     engine_socket: str | None
+    supervisor_pid: int | None
     canary_every_s: float
     canary_prompt: str
     canary_expect: str | None

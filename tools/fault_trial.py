@@ -3,6 +3,7 @@
 
     tools/fault_trial.py update --seconds 300 --every 20 --streams 16
     tools/fault_trial.py kill --times 20 --streams 8
+    tools/fault_trial.py hostile --requests 20000 --seed 1 --install
 
 Each trial starts its own server with the embedded model, prints one JSON object and its rows of the table in docs/reliability.md.
 Exit status 1 where a request was lost, versions were mixed, or something did not come back.
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import sys
 
-from trials import kills, updates
+from trials import checkpoints, hostile, kills, updates
 from trials.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, {"update": updates, "kill": kills}))
+    sys.exit(main(__doc__, {"update": updates, "kill": kills, "hostile": hostile, "checkpoint": checkpoints}))

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import math
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -88,6 +90,11 @@ def pull(url: str, out: Path, *, keep: int = 7, timeout_s: float = 30.0, progres
         with _only_one(versions):
             return _Pull(remote, out, versions, progress).run(keep)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{out}: the disk is full ({error.strerror}); earlier versions are as they were. Make room and pull again; what "
+                f"has come already is kept in {versions / '.partial'}, which may be removed"
+            ) from error
         raise CheckpointError(f"{out}: cannot be written: {error}") from error
 
 
@@ -143,7 +150,7 @@ class _Pull:
             shutil.rmtree(self._partial)
         else:
             os.replace(self._partial, place)
-        os.utime(place)  # the newest, also where it was there before
+        _mark_newest(place)
         target = Path(self._versions.name) / version
         if self._out.is_symlink() and self._out.readlink() == target:
             return True
@@ -250,6 +257,13 @@ def _copy(local: _Local, file: IO[bytes]) -> bool:
     except (FileNotFoundError, TruncatedFileError):
         return False
     return True
+
+
+def _mark_newest(place: Path) -> None:
+    """Also where it was there before, and where the clock was set back since another came."""
+    others = [path.stat().st_mtime_ns for path in place.parent.glob("wv_*") if path != place]
+    newest_ns = max([time.time_ns(), *(stamp_ns + 1 for stamp_ns in others)])
+    os.utime(place, ns=(newest_ns, newest_ns))
 
 
 def _prune(versions: Path, keep: int, current: str) -> None:

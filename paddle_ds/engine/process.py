@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     current = settings.load()
     logs.configure(current.log_level, current.log_format)
-    end_with_parent()
+    end_with_parent(parent=current.supervisor_pid)
     config: EngineConfig = from_mapping(EngineConfig, json.loads(options.config.read_text()), str(options.config))
     os.environ.update(before_paddle(config.memory.wanted()))  # first: the profile of the chip sets only what is not set
     environment.prepare(config.num_threads or current.num_threads, config.device, current.device_profiles)

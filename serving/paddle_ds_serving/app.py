@@ -16,6 +16,7 @@ from paddle_ds_serving.engine import EngineClient
 from paddle_ds_serving.host_metrics import HostCollector
 from paddle_ds_serving.routes import ALL
 from paddle_ds_serving.service import Service
+from paddle_ds_serving.tracing.install import install as install_tracing
 
 #: longest request body: room for a prompt of a million tokens, written as ids or as text
 MAX_BODY_BYTES = 16 * 2**20
@@ -50,6 +51,7 @@ def create_app(
     run_dir = None if service.settings.engine_socket is None else Path(service.settings.engine_socket).parent
     service.metrics.collect_also(HostCollector(engine, run_dir))
     request_log.install(app, service.metrics)
+    install_tracing(app, service.settings)
     http_errors.install(app)
     install_access(app, service)
     for blueprint in ALL:

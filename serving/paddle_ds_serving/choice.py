@@ -42,10 +42,13 @@ class Choice:
         output_filter: OutputFilter | None = None,
     ) -> None:
         self.index = index
+        self.submit = submit
         self.request_id = submit.request_id
         self.prompt = prompt
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
+        #: the token that ended the answer, where the engine says that one did; not among ``token_ids``
+        self.stop_token_id: int | None = None
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         splitter = None if reasoning_format is None else ReasoningSplitter(prompt.inside_reasoning, reasoning_format)
@@ -92,6 +95,7 @@ class Choice:
         filtered = self._add(text.reasoning, text.content, ended=True)
         self.finish_reason = "content_filter" if filtered else "stop" if text.stopped else end.reason
         self.usage = end.usage
+        self.stop_token_id = end.stop_token_id
 
     def take(self) -> Piece | None:
         """What is new, or ``None``: tokens whose text is held back wait for it, unless the answer ended."""

@@ -74,6 +74,7 @@ class Generation:
         record.num_choices = len(submits)
         record.num_prompt_tokens = sum(len(prompt.ids) for prompt in order.prompts)
         self._stream = engine.submit(submits)
+        record.submitted_s = record.elapsed_s()
 
     @property
     def done(self) -> bool:
@@ -142,7 +143,10 @@ class Generation:
         if not self.done:
             self._stream.abort()
             self._record.error_code = self._record.error_code or ClientGone.code
+        if self._record.ended_s is None:
+            self._record.ended_s = self._record.elapsed_s()
         usage = self.usage()
+        self._record.usages = [choice.usage for choice in self.choices if choice.usage is not None]
         self._record.num_output_tokens = usage.completion_tokens
         self._record.num_cached_tokens = usage.prompt_tokens_details.cached_tokens
         self._record.finish_reasons = ",".join(choice.finish_reason or "abort" for choice in self.choices)
@@ -177,6 +181,7 @@ class Generation:
 
     def _fail(self, error: PaddleDSError) -> None:
         self._failure = self._failure or error
+        self._record.ended_s = self._record.elapsed_s()
 
     def _time_tokens(self, delta: Delta) -> None:
         now_s = time.perf_counter()
@@ -193,4 +198,6 @@ class Generation:
 
     def _count(self, choice: Choice) -> None:
         reason = choice.finish_reason or "abort"
+        if self.done:
+            self._record.ended_s = self._record.elapsed_s()
         self._metrics.answer_finished(reason, choice.usage, time.perf_counter() - self._record.started_s)

@@ -8,11 +8,15 @@ import resource
 import shutil
 import signal
 import sys
+import time
+import types
 from pathlib import Path
 from typing import Any
 
+from paddle_ds import logs as _logs
 from paddle_ds import settings as _settings_table
 from paddle_ds.ipc.parent import end_with_parent
+from paddle_ds_serving import metric_files as _metric_files
 
 _settings = _settings_table.load()
 
@@ -63,7 +67,7 @@ def _metrics_dir() -> str:
     Each start gets an empty directory, so that counts of an earlier server are not added to this one's; a reload keeps it.
     """
     path = Path(_settings.runtime_dir) / f"metrics-{os.getpid()}"
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(path):
+    if os.environ.get(_metric_files.VARIABLE) != str(path):
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700, parents=True)
     return str(path)
@@ -78,17 +82,27 @@ def _raise_file_limit() -> None:
 
 
 _raise_file_limit()
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_dir()
+os.environ[_metric_files.VARIABLE] = _metrics_dir()
 
 
 def on_starting(server: Any) -> None:
     """End, at once, with the supervisor."""
-    end_with_parent(signal.SIGINT)
+    end_with_parent(signal.SIGINT, _settings.supervisor_pid)
+    _measure_grace_steadily()
+
+
+def _measure_grace_steadily() -> None:
+    """Gunicorn 27 measures the grace period by the time of day: a clock set forward meanwhile would cut all streams."""
+    from gunicorn import arbiter
+
+    arbiter.time = types.SimpleNamespace(sleep=time.sleep, monotonic=time.monotonic, time=time.monotonic)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Settings of a worker's interpreter."""
+    """Settings of a worker's interpreter, and its place for counters."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _logs.configure(_settings.log_level, _settings.log_format)
+    _metric_files.take_room()
 
 
 def post_worker_init(worker: Any) -> None:
@@ -97,12 +111,10 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Forget the gauges of a worker that is gone; its counters stay, they have happened."""
-    from prometheus_client import multiprocess
-
-    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    """Forget the gauges of a worker that is gone."""
+    _metric_files.forget_gauges(Path(os.environ[_metric_files.VARIABLE]), worker.pid)
 
 
 def on_exit(server: Any) -> None:
     """Remove the counters with the server."""
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    shutil.rmtree(os.environ[_metric_files.VARIABLE], ignore_errors=True)

@@ -10,7 +10,6 @@ All three are the same whichever HTTP worker answers the scrape. What cannot be 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from prometheus_client.registry import Collector
 from paddle_ds.logs import fields
 from paddle_ds_serving.engine import EngineClient
 from paddle_ds_serving.engine_metrics import PREFIX
+from paddle_ds_serving.supervision import pointer
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +40,12 @@ _QUALITY = (
 
 
 def record_restarts(run_dir: Path, num_restarts: int) -> None:
-    """For the supervisor: leave the count where HTTP workers find it, beside the engine's socket."""
-    partial = run_dir / f".{_RESTARTS_FILE}.partial"
-    partial.write_text(str(num_restarts), encoding="ascii")
-    os.replace(partial, run_dir / _RESTARTS_FILE)
+    """For the supervisor: leave the count where HTTP workers find it, beside the engine's socket.
+
+    Raises:
+        RunDirectoryError: the disk refuses.
+    """
+    pointer.put(run_dir / _RESTARTS_FILE, b"%d" % num_restarts)
 
 
 class HostCollector(Collector):

@@ -144,6 +144,8 @@ class BoundedConnection(TConn):  # type: ignore[misc]
 class BoundedWorker(ThreadWorker):  # type: ignore[misc]
     """What ``worker_class`` names in ``gunicorn_conf``."""
 
+    sockets: list[Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = settings_table.load()

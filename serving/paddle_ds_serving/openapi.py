@@ -126,7 +126,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         *("POST", "/tokenize", "tokenize", "Token ids of a text or a conversation", "tokens", tokenize.TokenizeResponse),
         body=tokenize.TokenizeRequest,
-        errors=(*_MODEL, errors.ChatTemplateError),
+        errors=(*_MODEL, errors.ChatTemplateError, errors.PromptTooLong),
         example={"prompt": "What is 12 + 7?"},
     ),
     Operation(
@@ -162,7 +162,7 @@ OPERATIONS: tuple[Operation, ...] = (
         *("POST", "/admin/models/load", "loadModel", "Serve another checkpoint", "admin", answers.AdminUpdated),
         body=LoadRequest,
         errors=_UPDATES,
-        codes=_REFUSED,
+        codes=(*_REFUSED, (400, errors.ShadowMismatchError.code)),
         example={"path": "/models/r1-distill-qwen-1.5b-w8a8"},
     ),
     Operation(

@@ -24,6 +24,10 @@ _RESERVED = {
 }
 
 
+#: characters of which the tokens are counted at a time. Tokenizing takes more than a hundred times the memory of a text
+_PART_CHARACTERS = 65_536
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """One prompt. ``text`` is known only where the request brought text."""
@@ -41,11 +45,14 @@ def chat_prompt(
     opens_turn: bool = True,
     continues: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
+    limit_tokens: int | None = None,
+    param: str = "messages",
 ) -> Prompt:
     """Render the messages with the model's template and tokenize the result.
 
     Raises:
         InvalidRequest, UnsupportedParameter: a message has a wrong or unknown field.
+        PromptTooLong: they are far longer than ``limit_tokens``.
         ChatTemplateError: the model has no template, or the template refuses the messages.
     """
     template = tokenizer.chat_template
@@ -62,17 +69,26 @@ def chat_prompt(
         continue_final_message=continues,
         **(template_kwargs or {}),
     )
+    refuse_far_too_long(tokenizer, text, limit_tokens, param)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return Prompt(ids, text, starts_inside_reasoning(text))
 
 
-def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
+def text_prompt(
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    add_special_tokens: bool = True,
+    limit_tokens: int | None = None,
+) -> Prompt:
     """A prompt as it is: text, or token ids.
 
     Raises:
         InvalidRequest: it has no token, or an id that the tokenizer does not have.
+        PromptTooLong: it is far longer than ``limit_tokens``.
     """
     if isinstance(prompt, str):
+        refuse_far_too_long(tokenizer, prompt, limit_tokens, "prompt")
         ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         text: str | None = prompt
     else:
@@ -80,6 +96,25 @@ def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], *, add_specia
     if not ids:
         raise InvalidRequest("prompt is empty; the model needs at least one token to start from", param="prompt")
     return Prompt(ids, text)
+
+
+def refuse_far_too_long(tokenizer: Tokenizer, text: str, limit_tokens: int | None, param: str) -> None:
+    """Refuse a text of more than about twice ``limit_tokens``, without tokenizing all of it at once.
+
+    The parts of a text have at most a few tokens more than the text itself, those at their borders. A text that may be long
+    enough is counted in parts first; its tokens take a fraction of the time that their prefill does.
+
+    Raises:
+        PromptTooLong: it is.
+    """
+    if limit_tokens is None or len(text) <= 2 * limit_tokens:
+        return
+    num_tokens = 0
+    for start in range(0, len(text), _PART_CHARACTERS):
+        num_tokens += len(tokenizer.encode(text[start : start + _PART_CHARACTERS], add_special_tokens=False))
+        if num_tokens > 2 * limit_tokens:
+            problem = f"a text of {len(text)} characters has more than twice the {limit_tokens} tokens that are accepted here"
+            raise PromptTooLong(f"{problem}; shorten it", param=param)
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> list[int]:

@@ -7,10 +7,12 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from flask import Flask, Response, g, request
 
 from paddle_ds.errors import ErrorInfo, PaddleDSError
+from paddle_ds.ipc.messages import ModelInfo, Usage
 from paddle_ds.logs import fields
 from paddle_ds_serving.metrics import Metrics
 
@@ -18,8 +20,12 @@ _log = logging.getLogger(__name__)
 
 #: inbound ``x-request-id`` values that are taken over; anything else could break log lines
 _SANE_ID = re.compile(r"^[A-Za-z0-9._:/+=@-]{1,128}$")
-#: routes that probes and scrapers call all the time: logged at debug only
-_QUIET = ("/health", "/v2/health", "/metrics")
+#: routes that probes and scrapers call all the time: logged at debug only, and not traced
+QUIET = ("/health", "/v2/health", "/metrics")
+#: methods that metrics tell apart; clients can make up any number of others
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+#: fields of a record that are no fields of its line
+_HIDDEN = {"started_s", "submitted_s", "ended_s", "usages", "closed", "route", "model", "error_http_status", "on_close"}
 
 
 @dataclasses.dataclass
@@ -38,34 +44,56 @@ class RequestRecord:
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
     num_cached_tokens: int | None = None
+    #: seconds after the start, when the engine had the request
+    submitted_s: float | None = None
+    #: seconds after the start, when the first token of any answer was here
     first_token_s: float | None = None
+    #: seconds after the start, when the last answer had ended, well or not
+    ended_s: float | None = None
     finish_reasons: str | None = None
     #: who asked: the id of a key, never the key
     key_id: str | None = None
     error_code: str | None = None
     error_type: str | None = None
+    #: what the error would have as a status, also where another was sent before
+    error_http_status: int | None = None
+    #: what the engine has told of answers that it has ended
+    usages: list[Usage] | None = None
+    #: the model that answers
+    model: ModelInfo | None = None
+    #: names the trace that the request is part of; only with ``PADDLE_DS_TRACING``
+    trace_id: str | None = None
     #: what the model was given; only with ``PADDLE_DS_LOG_PROMPTS``
     prompts: list[str] | None = None
     closed: bool = False
+    #: told once, after all else is known
+    on_close: Callable[[RequestRecord], None] | None = None
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self.started_s
 
     def failed(self, info: ErrorInfo) -> None:
         """Note an error, also one inside a stream whose status was sent before."""
         self.error_code = info.code
         self.error_type = info.type
+        self.error_http_status = info.http_status
 
     def close(self, metrics: Metrics) -> None:
         """Count the request and write its line; further calls do nothing."""
         if self.closed:
             return
         self.closed = True
-        metrics.http_requests.labels(self.method, self.route, str(self.status)).inc()
+        method = self.method if self.method in _METHODS else "other"
+        metrics.http_requests.labels(method, self.route, str(self.status)).inc()
         if self.error_code is not None:
             metrics.request_errors.labels(self.error_type or PaddleDSError.type, self.error_code).inc()
-        hidden = {"started_s", "closed", "route"}
-        known = {key: value for key, value in vars(self).items() if value is not None and key not in hidden}
-        total_s = round(time.perf_counter() - self.started_s, 4)
-        level = logging.DEBUG if self.route.startswith(_QUIET) and self.status < 400 else logging.INFO
+        known = {key: value for key, value in vars(self).items() if value is not None and key not in _HIDDEN}
+        total_s = round(self.elapsed_s(), 4)
+        level = logging.DEBUG if self.route.startswith(QUIET) and self.status < 400 else logging.INFO
         _log.log(level, "http.request", extra=fields(**known, total_s=total_s))
+        if self.on_close is not None:
+            self.on_close(self)
 
 
 def install(app: Flask, metrics: Metrics) -> None:

@@ -15,6 +15,13 @@ from paddle_ds_serving.protocol.completions import CompletionRequest
 from paddle_ds_serving.protocol.generate import GenerateRequest
 
 _FILE = "generation_config.json"
+#: Each answer of a request has its own copy of these on its way to the engine, and each token is compared with them.
+MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKEN_IDS = 1024
+MAX_BIASED_TOKENS = 16_384
+#: of a token id as text; Python refuses to read integers of thousands of digits
+_MAX_DIGITS = 20
 #: fields of generation_config.json that are defaults of a request
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _SAME_NAME = (
@@ -100,19 +107,31 @@ def _shared(request: ChatRequest | CompletionRequest, defaults: SamplingDefaults
     values: dict[str, Any] = {**defaults.values, **_given(request, _SAME_NAME)}
     values["stop"] = _stop(request.stop)
     values["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    _check_number(len(values["stop_token_ids"]), MAX_STOP_TOKEN_IDS, "stop_token_ids")
     for token in values["stop_token_ids"]:
         _check_token(token, num_tokens, "stop_token_ids")
     if request.logit_bias:
+        _check_number(len(request.logit_bias), MAX_BIASED_TOKENS, "logit_bias")
         values["logit_bias"] = {_token_id(key, num_tokens): bias for key, bias in request.logit_bias.items()}
     return values
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    _check_number(len(stops), MAX_STOPS, "stop")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise InvalidRequest(f"stop has a string of {longest} characters; at most {MAX_STOP_CHARACTERS}", param="stop")
+    return stops
+
+
+def _check_number(number: int, limit: int, param: str) -> None:
+    if number > limit:
+        raise InvalidRequest(f"{param} has {number} entries; at most {limit}", param=param)
 
 
 def _token_id(text: str, num_tokens: int) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise InvalidRequest(f"logit_bias has the key {text!r}; expected a token id", param="logit_bias")
     return _check_token(int(text), num_tokens, "logit_bias")
 

@@ -30,6 +30,7 @@ from paddle_ds_serving.metrics import Metrics
 from paddle_ds_serving.prompts import Prompt
 from paddle_ds_serving.request_log import RequestRecord
 from paddle_ds_serving.sampling import SamplingDefaults
+from paddle_ds_serving.shadow_tap import ShadowTap
 from paddle_ds_serving.supervision.switch import EngineSwitch
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Service:
         self._limit: int | None = None
         self._num_running = 0
         self._counting = threading.Lock()
+        self._tap = ShadowTap(engine.directory, lambda: engine.pointer) if isinstance(engine, EngineSwitch) else None
 
     def limit(self, num_generations: int) -> None:
         """Refuse more generations at a time than this, so that threads are left for probes and for the refusal itself."""
@@ -155,9 +157,11 @@ class Service:
             ContentFiltered: the content filter refuses a prompt.
         """
         record, is_gone = current_record(), client_gone(request.environ)
+        record.model = served.model
         if self.settings.log_prompts:
             record.prompts = [served.tokenizer.decode(prompt.ids, skip_special_tokens=False) for prompt in order.prompts]
         make_filter = self._content_filter.admit(lambda: [_text(prompt, served.tokenizer) for prompt in order.prompts])
+        chosen = None if self._tap is None else self._tap.choose(order)
         self._take_slot()
         settle: Callable[[int], None] = lambda num_tokens: None  # noqa: E731
 
@@ -167,14 +171,17 @@ class Service:
             failed = is_failure(failure) if failure is not None else False if generation.done else None
             self._breaker.ended(served.boot_id, failed)
             settle(generation.usage().total_tokens)
+            if self._tap is not None and chosen is not None:
+                self._tap.report(chosen, generation.choices)
 
         admitted = False
         try:
             self._breaker.admit(served.boot_id)
             admitted = True
             settle = self.reserve(order, served)
-            engine = self.engine_of(served)
-            generation = Generation(order, served.tokenizer, engine, self.metrics, record, is_gone, ended, make_filter)
+            # what is compared must come from the engine itself, and not from a memory of earlier answers
+            engine, asked = (self.engine_of(served), order) if chosen is None else (served.engine, chosen.order)
+            generation = Generation(asked, served.tokenizer, engine, self.metrics, record, is_gone, ended, make_filter)
         except BaseException:
             self._free_slot()
             settle(0)

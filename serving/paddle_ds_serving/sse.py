@@ -75,6 +75,9 @@ def _writes(generation: Generation, renderer: Renderer, ping_s: float, record: R
     try:
         yield from _until_done(generation, renderer, ping_s)
         yield b"".join(frame(_encode(event)) for event in renderer.last(generation.usage())) + DONE
+    except GeneratorExit:  # a write failed, be it the last one of an answer that is complete
+        record.failed(ClientGone("the client did not take the whole answer").info())
+        raise
     except ClientGone as error:
         record.failed(error.info())
     except PaddleDSError as error:

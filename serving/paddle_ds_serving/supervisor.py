@@ -12,6 +12,8 @@ finish), then the engines. If the supervisor is killed the kernel tells the chil
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import os
 import shutil
 import signal
@@ -25,8 +27,9 @@ from pathlib import Path
 import psutil
 
 from paddle_ds.config.engine import EngineConfig
-from paddle_ds.errors import ConfigError, EngineError, from_info
+from paddle_ds.errors import ConfigError, EngineError, RunDirectoryError, from_info
 from paddle_ds.ipc.messages import EngineInfo
+from paddle_ds.logs import fields
 from paddle_ds.settings import Settings
 from paddle_ds_serving.host_metrics import record_restarts
 from paddle_ds_serving.supervision import pointer
@@ -39,7 +42,11 @@ from paddle_ds_serving.supervision.operations import operations
 from paddle_ds_serving.supervision.reloader import Reloader
 from paddle_ds_serving.supervision.updater import Updater
 
+_log = logging.getLogger(__name__)
+
 _POLL_S = 0.1
+#: after the grace period, for the error events of streams that still run
+_LAST_WORDS_S = 2.0
 #: for what a stopped child still does after its own grace period
 _KILL_AFTER_S = 5.0
 #: starts of a child before the server was ever ready; one more means that it never will be
@@ -65,7 +72,12 @@ class ServeOptions:
 def start_engine_process(socket_path: Path, config_path: Path) -> subprocess.Popen[bytes]:
     """The engine as a process of its own."""
     command = [sys.executable, "-m", "paddle_ds.engine.process", "--socket", str(socket_path)]
-    return subprocess.Popen([*command, "--config", str(config_path)], start_new_session=True)
+    return subprocess.Popen([*command, "--config", str(config_path)], start_new_session=True, env=_child_environ())
+
+
+def _child_environ() -> dict[str, str]:
+    """Children end with the process of this id, also where it dies before they can ask for that."""
+    return {**os.environ, "PADDLE_DS_SUPERVISOR_PID": str(os.getpid())}
 
 
 class Supervisor:
@@ -93,7 +105,7 @@ class Supervisor:
         self._reload = reload
         self._start_engine = start_engine
         self._run_dir = Path(settings.runtime_dir) / f"serve-{os.getpid()}"
-        self._num_restarts = -1
+        self._num_restarts = self._num_restarts_untold = -1
         self.http = Child("http", self._start_http)
         self.fleet: Fleet | None = None
 
@@ -102,11 +114,15 @@ class Supervisor:
 
         Raises:
             ConfigError: the address cannot be listened on.
+            RunDirectoryError: the runtime directory cannot be written to.
             PaddleDSError: the engine could not load the checkpoint the first time.
         """
         check_address(self._options.host, self._options.port)
         remove_leftovers(self._run_dir.parent)
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"{self._run_dir}: cannot be made ({error.strerror or error})") from error
         settings = self._settings
         fleet = self.fleet = Fleet(self._run_dir, self._config, self._start_engine, settings.drain_s)
         canary = CanaryConfig(settings.canary_prompt, settings.canary_expect)
@@ -122,8 +138,10 @@ class Supervisor:
             self._stopping = True
             control.close()
             health.close()
-            self.http.stop(self._options.grace_s + _KILL_AFTER_S)
-            fleet.stop()
+            self._stop_http(self._options.grace_s)
+            fleet.stop()  # what runs still is told so
+            self._stop_http(_KILL_AFTER_S)
+            self.http.kill()
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _watch(self, fleet: Fleet, health: HealthWatch, reloader: Reloader) -> int:
@@ -160,10 +178,27 @@ class Supervisor:
                 raise EngineError(f"the {what} does not stay up (exit status {child.last_status}); see the log above")
         return False
 
+    def _stop_http(self, grace_s: float) -> None:
+        """Ask it to end, and wait for so long."""
+        self.http.end(self._options.grace_s + 2 * _KILL_AFTER_S)
+        deadline_s = time.monotonic() + grace_s
+        while not self.http.ended and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+            self.http.watch()
+
     def _count_restarts(self, fleet: Fleet) -> None:
-        if fleet.num_restarts != self._num_restarts:
-            self._num_restarts = fleet.num_restarts
-            record_restarts(self._run_dir, self._num_restarts)
+        """Tell HTTP workers. On a full disk it is tried again all the time, and told in the log once."""
+        num_restarts = fleet.num_restarts
+        if num_restarts == self._num_restarts:
+            return
+        try:
+            record_restarts(self._run_dir, num_restarts)
+        except RunDirectoryError as error:
+            if num_restarts != self._num_restarts_untold:
+                _log.error("restarts.not_told", extra=fields(reason=error.message))
+            self._num_restarts_untold = num_restarts
+        else:
+            self._num_restarts = num_restarts
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -182,8 +217,8 @@ class Supervisor:
         options = self._options
         command = [sys.executable, "-m", "gunicorn", "--config", "python:paddle_ds_serving.gunicorn_conf"]
         command += ["--bind", options.url.removeprefix("http://"), "--workers", str(options.workers)]
-        command += ["--graceful-timeout", str(int(options.grace_s))]
-        environ = {**os.environ, "PADDLE_DS_ENGINE_SOCKET": str(self._run_dir / pointer.FILE_NAME)}
+        command += ["--graceful-timeout", str(math.ceil(options.grace_s + _LAST_WORDS_S))]
+        environ = {**_child_environ(), "PADDLE_DS_ENGINE_SOCKET": str(self._run_dir / pointer.FILE_NAME)}
         return subprocess.Popen(command, start_new_session=True, env=environ)
 
 

@@ -28,15 +28,21 @@ def _ask(pid: int | None, op: str, **arguments: Any) -> Any:
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @_no_drain
+@click.option(
+    "--shadow", type=float, metavar="PERCENT", help="First compare it with the current one on this share of live requests."
+)
+@click.option("--shadow-requests", type=int, metavar="N", help="How many of them are compared (by default 50).")
+@click.option("--shadow-limit-s", type=float, metavar="S", help="And for how long at most (by default 300).")
+@click.option("--min-agreement", type=float, metavar="SHARE", help="Refuse it where less of its tokens are the same (0 to 1).")
 @_pid
 @_json
-def update(path: Path, no_drain: bool, pid: int | None, as_json: bool) -> None:
+def update(path: Path, no_drain: bool, pid: int | None, as_json: bool, **shadow: float | None) -> None:
     """Serve the checkpoint at PATH instead of the current one, without losing a request.
 
     It is verified, loaded beside the current one, tried, and switched to. If it is refused, the exit status is 1 and the current
     one goes on.
     """
-    _tell_update(_ask(pid, "load", path=str(path.expanduser().absolute()), may_drain=not no_drain), as_json)
+    _tell_update(_ask(pid, "load", path=str(path.expanduser().absolute()), may_drain=not no_drain, **shadow), as_json)
 
 
 @click.command()
@@ -110,7 +116,9 @@ def status(pid: int | None, as_json: bool) -> None:
     for unit in answer["draining"]:
         click.echo(f"drains     {unit['weight_version']} ({unit['requests'] or 0} requests)")
     if update_["running"]:
-        click.echo(f"update     {update_['stage']}")
+        compared = update_["shadow"]
+        so_far = f", {compared['compared']} of {compared['requests']} requests compared" if compared else ""
+        click.echo(f"update     {update_['stage']}{so_far}")
     if update_["last_error"]:
         click.echo(f"refused    {update_['last_error']}")
     if answer["rolled_back_because"]:
@@ -127,4 +135,24 @@ def _tell_update(answer: dict[str, Any], as_json: bool) -> None:
     how = "beside the old one" if answer["mode"] == "beside" else "after a drain: there was no memory for both"
     click.echo(f"now serves {answer['weight_version']} ({answer['path']})")
     click.echo(f"           {verified}, loaded {how}, in {answer['seconds']:.1f} s")
+    if answer["shadow"] is not None:
+        _tell_shadow(answer["shadow"])
     click.echo(f"before it  {answer['previous_version']}; `paddle-ds rollback` goes back")
+
+
+def _tell_shadow(result: dict[str, Any]) -> None:
+    counts = f"{result['compared']} of {result['requests']} requests"
+    if result["agreement"] is None:
+        click.echo(f"compared   {counts}: nothing is known of its answers")
+        return
+    click.echo(
+        f"compared   {counts}: {result['agreement']:.2%} of the tokens are the same; {result['identical']} answers identical, "
+        f"{result['failed']} failed, {result['missed']} missed"
+    )
+    for name, what in (("first_token_s", "first token"), ("total_s", "whole answer")):
+        if result[name] is not None:
+            new, old = result[name]["new"], result[name]["old"]
+            click.echo(
+                f"           {what}: median {new['median']:.3f} s (before {old['median']:.3f}), "
+                f"p95 {new['p95']:.3f} s (before {old['p95']:.3f})"
+            )

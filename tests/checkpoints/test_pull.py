@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +244,36 @@ def test_one_pull_at_a_time(site: Site, out: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pull_module._Pull, "_place", inside)
     assert isinstance(pull(site.url, out), Pulled)
     assert len(refused) == 1
+
+
+def test_a_full_disk_leaves_everything_as_it_was_and_the_next_try_goes_on(
+    site: Site, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pull(site.url, out)
+    site.change(NORM)
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"the disk is full \(No space left on device\)") as refused:
+            pull(site.url, out)
+    assert str(out.with_name("r1.versions") / ".partial") in str(refused.value)
+    assert out.resolve().name == first.weight_version == weight_version(out)
+    assert verify(out)
+    assert pull(site.url, out).weight_version == weight_version(out) != first.weight_version
+
+
+def test_versions_are_kept_in_the_order_of_their_pulls_whatever_the_clock(
+    site: Site, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled = []
+    for hours in (24, 0, -24):  # the clock was wrong, and is set back twice
+        now_ns = time.time_ns() + hours * 3600 * 10**9
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
+            pulled.append(pull(site.url, out, keep=2).weight_version)
+        site.change(NORM if len(pulled) == 1 else "model.embed_tokens.weight")
+    kept = {path.name for path in out.with_name("r1.versions").glob("wv_*")}
+    assert kept == set(pulled[1:])

@@ -200,6 +200,19 @@ def test_what_is_killed_after_an_update_comes_back_with_the_new_model(updated: U
     assert "paddle_ds:engine_restarts_total 1.0" in requests.get(f"{updated.server.url}/metrics", timeout=60).text
 
 
+def test_an_engine_that_keeps_dying_after_an_update_is_taken_back(updated: Updated) -> None:
+    before, restarts = updated.answer(), updated.status()["engine_restarts"]
+    updated.ask("load", path=str(changed_models.copy_model(updated.directory / "dying")))
+    for number in range(1, 6):
+        assert eventually(lambda: updated.status()["engine"]["state"] == "ready", 60)
+        os.kill(updated.status()["engine"]["pid"], signal.SIGKILL)
+        assert eventually(lambda number=number: updated.status()["engine_restarts"] == restarts + number)
+    assert eventually(lambda: bool(updated.status()["rolled_back_because"]), 60)
+    assert "5 failures in a row" in updated.status()["rolled_back_because"]
+    updated.server.wait_ready()
+    assert updated.answer() == before
+
+
 def test_admin_routes_never_work_without_a_key(updated: Updated) -> None:
     for method, path in (("GET", "status"), ("POST", "models/load"), ("POST", "rollback"), ("POST", "drain")):
         response = requests.request(method, f"{updated.server.url}/admin/{path}", json={"path": updated.other}, timeout=60)

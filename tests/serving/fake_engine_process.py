@@ -2,13 +2,14 @@
 
 The "checkpoint" is a directory with a tokenizer and ``fake.json``:
 
-    {"needs_room": false, "failure_run": 0, "mute": false, "dies": false}
+    {"needs_room": false, "failure_run": 0, "mute": false, "dies": false, "answer": "…", "dies_later": false}
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ import msgspec
 
 from paddle_ds.checkpoints.manifest import weight_version
 from paddle_ds.errors import InternalError, MemoryPlanError
-from paddle_ds.ipc.messages import EngineInfo
+from paddle_ds.ipc.messages import EngineInfo, Submit
 from paddle_ds.ipc.server import EngineServer
 
 
@@ -38,6 +39,23 @@ class Behaviour:
     mute: bool = False
     #: ends while it loads
     dies: bool = False
+    #: what it says to every request
+    answer: str = "Let me think</think>Hello world"
+    #: ends at the second request; the first is the canary
+    dies_later: bool = False
+
+    def script(self) -> fake_engine.Script:
+        """What it answers with."""
+        if self.mute:
+            return fake_engine.say(fake_engine.Fail(InternalError("mute")))
+        num_asked = itertools.count()
+
+        def lines(request: Submit) -> list[fake_engine.Line]:
+            if next(num_asked) > 0 and self.dies_later:
+                os._exit(3)
+            return [self.answer]
+
+        return lines
 
 
 def _answers(path: Path) -> bool:
@@ -72,8 +90,7 @@ def main() -> None:
     model = msgspec.structs.replace(info.model, weight_version=weight_version(directory))
     ready = msgspec.structs.replace(info, pid=os.getpid(), model=model)
     fake_engine.ready_info = lambda *args, **kw: ready
-    script = fake_engine.say(fake_engine.Fail(InternalError("mute"))) if behaviour.mute else fake_engine.ANSWERS
-    engine = fake_engine.IpcEngine(options.socket, directory, script)
+    engine = fake_engine.IpcEngine(options.socket, directory, behaviour.script())
     stats = msgspec.structs.replace(fake_engine.STATS, num_running=0, num_waiting=0, failure_run_max=behaviour.failure_run)
     while not stopping:
         engine._server.broadcast(stats)

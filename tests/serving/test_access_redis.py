@@ -54,7 +54,8 @@ def test_a_full_bucket_is_forgotten(store, server):
 def test_a_clock_of_redis_that_jumped_back_blocks_nobody_for_long(store, server):
     with server.client() as client:
         client.set("paddle_ds:bucket:a", "99999999999.0")
-    assert store.take("a", 1.0) <= DEEPEST_S
+    assert store.take("a", 1.0) == 0
+    assert 0 < store.take("a", 60.0) <= 1  # counted as ever
 
 
 def test_many_threads_of_two_servers_never_get_more_than_the_quota(server):
@@ -125,7 +126,27 @@ def test_a_server_starts_without_its_redis(make_server, server, tmp_path):
     server.kill()
     environ = write_keys(tmp_path / "keys.yaml", entry("limited", "infer", "metrics", rpm=2))
     one = make_server(environ={**environ, "PADDLE_DS_REDIS_URL": server.url})
+    assert up(one) == "0.0"  # before any limited request
     assert [models(one) for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_scrape_finds_out_that_redis_went_and_came_back(make_server, server, monkeypatch):
+    monkeypatch.setattr(limits, "RETRY_S", 0.0)
+    one = make_server(environ={"PADDLE_DS_REDIS_URL": server.url})
+    found = [up(one)]
+    server.kill()
+    found.append(up(one))
+    server.start()
+    assert [*found, up(one)] == ["1.0", "0.0", "1.0"]
+    with server.client() as client:
+        assert client.keys() == []  # the trial leaves nothing
+
+
+def test_a_redis_that_takes_no_writes_is_not_up(make_server, server):
+    one = make_server(environ={"PADDLE_DS_REDIS_URL": server.url})
+    with server.client() as client:
+        client.replicaof("127.0.0.1", 1)  # a replica is read-only
+    assert up(one) == "0.0"
 
 
 def test_a_wrong_url_is_an_error_that_does_not_repeat_the_password():

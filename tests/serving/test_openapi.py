@@ -28,6 +28,7 @@ from paddle_ds_serving.supervision import control
 from paddle_ds_serving.supervision.canary import CanaryConfig
 from paddle_ds_serving.supervision.health import HealthWatch
 from paddle_ds_serving.supervision.operations import operations
+from paddle_ds_serving.supervision.shadow import ShadowResult
 from paddle_ds_serving.supervision.updater import Place, Updated, Updater
 
 UPDATED = Updated("/models/new", "w8a8-1", "w8a8-0", True, "beside", 1.5)
@@ -201,6 +202,7 @@ def test_a_failure_inside_the_engine_is_in_the_document(make_server, doc):
 
 def test_the_answer_of_an_update_is_the_supervisors():
     assert answers.AdminUpdated.__struct_fields__ == Updated.__struct_fields__
+    assert answers.AdminShadow.__struct_fields__ == ShadowResult.__struct_fields__
 
 
 def test_the_document_follows_the_table():

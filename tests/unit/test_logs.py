@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,3 +80,53 @@ def test_configure_writes_to_standard_error_once(capsys: pytest.CaptureFixture[s
     logging.getLogger("paddle_ds.x").debug("too detailed")
     lines = capsys.readouterr().err.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["hello"]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+@pytest.fixture
+def handler(tmp_path: Path) -> Iterator[logs.LineHandler]:
+    """Writes JSON lines to the file ``log``."""
+    with (tmp_path / "log").open("a") as stream:
+        made = logs.LineHandler(stream)
+        made.setFormatter(logs.JsonFormatter())
+        yield made
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_lines_without_room_are_counted_and_the_next_ones_are_whole(tmp_path: Path, handler: logs.LineHandler) -> None:
+    descriptor = handler.stream.fileno()
+    kept = os.dup(descriptor)
+    handler.handle(record("before"))
+    os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+    for _ in range(300):  # more than any buffer would hold
+        handler.handle(record("lost"))
+    os.dup2(kept, descriptor)
+    handler.handle(record("after"))
+    handler.handle(record("after that"))
+    handler.stream.flush()  # nothing was left behind
+    entries = lines_of(tmp_path / "log")
+    assert [entry["event"] for entry in entries] == ["before", "logs.lines_lost", "after", "after that"]
+    assert (entries[1]["level"], entries[1]["lines"]) == ("warning", 300)
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(
+    tmp_path: Path, handler: logs.LineHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def room_for_ten_bytes(descriptor: int, data: memoryview) -> int:
+        if len(data) <= 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: min(10, len(data) - 10)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", room_for_ten_bytes)
+        handler.handle(record("torn"))
+    handler.handle(record("whole"))
+    torn, *rest = [line for line in (tmp_path / "log").read_text().splitlines() if line]
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting|delimiter"):
+        json.loads(torn)
+    assert [json.loads(line)["event"] for line in rest] == ["logs.lines_lost", "whole"]

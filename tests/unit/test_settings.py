@@ -23,6 +23,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("WRITE_TIMEOUT_S", "2.5", 2.5),
     ("SSE_PING_S", "1e2", 100.0),
     ("ENGINE_SOCKET", "/run/x/engine.sock", "/run/x/engine.sock"),
+    ("SUPERVISOR_PID", "4711", 4711),
     ("API_KEY", "0123456789abcdef", "0123456789abcdef"),
     ("API_KEYS_FILE", "/etc/keys.yaml", "/etc/keys.yaml"),
     ("JWT_KEY_FILE", "/etc/jwt.pem", "/etc/jwt.pem"),

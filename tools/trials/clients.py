@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import requests
 
@@ -13,10 +14,11 @@ from trials.server import BACK_S
 
 
 class Clients:
-    """Streams without a pause, and what became of each."""
+    """Streams without a pause, and what became of each. ``headers`` go with every request."""
 
-    def __init__(self, url: str, num_streams: int) -> None:
+    def __init__(self, url: str, num_streams: int, headers: Mapping[str, str] | None = None) -> None:
         self._url = url
+        self._headers = headers
         self._over = threading.Event()
         self.outcomes: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
@@ -49,7 +51,8 @@ class Clients:
         versions: set[str] = set()
         heard_s, longest_s, done = time.monotonic(), 0.0, False
         try:
-            with requests.post(f"{self._url}/v1/chat/completions", json=body, stream=True, timeout=BACK_S) as response:
+            url = f"{self._url}/v1/chat/completions"
+            with requests.post(url, json=body, headers=self._headers, stream=True, timeout=BACK_S) as response:
                 if response.status_code != 200:
                     return f"{response.status_code} {response.json()['error']['code']}"
                 for line in response.iter_lines():

@@ -12,7 +12,7 @@ from flask import Flask, Response, g, request
 
 from paddle_ds.errors import PaddleDSError
 from paddle_ds.settings import Settings
-from paddle_ds_serving.access.access_metrics import AccessMetrics
+from paddle_ds_serving.access.access_metrics import AccessMetrics, RedisUp
 from paddle_ds_serving.access.answer_store import AnswerStore, LocalAnswers, RedisAnswers
 from paddle_ds_serving.access.errors import InvalidApiKey, PermissionDenied, RateLimitExceeded
 from paddle_ds_serving.access.guard import Guard, challenge
@@ -23,6 +23,7 @@ from paddle_ds_serving.access.redis_store import RedisStore, connect
 from paddle_ds_serving.access.response_cache import CachedEngine, weights_of
 from paddle_ds_serving.access.scopes import Scope, scope_of
 from paddle_ds_serving.http_errors import error_response
+from paddle_ds_serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from paddle_ds_serving.generation import Order
@@ -40,7 +41,7 @@ def install(app: Flask, service: Service) -> None:
     settings = service.settings
     guard, metrics = Guard(settings), AccessMetrics(service.metrics.registry)
     client = None if settings.redis_url is None else connect(settings.redis_url)
-    quota = Quota(_store(settings, client, metrics))
+    quota = Quota(_store(settings, client, service.metrics))
     service.reserve = _reserver(quota, metrics)
     if settings.response_cache_s > 0:
         answers = _answers(settings.response_cache_s, client)
@@ -67,13 +68,16 @@ def install(app: Flask, service: Service) -> None:
         return response
 
 
-def _store(settings: Settings, client: redis.Redis | None, metrics: AccessMetrics) -> Store:
+def _store(settings: Settings, client: redis.Redis | None, metrics: Metrics) -> Store:
     """Buckets of one server lie beside its engine's socket, in a directory that is made and removed with it."""
     path = None if settings.engine_socket is None else Path(settings.engine_socket).parent / _FILE_NAME
     local: Store = SqliteStore(None) if path is None else FallbackStore("file", SqliteStore(path), SqliteStore(None))
     if client is None:
+        metrics.collect_also(RedisUp(lambda: False))
         return local
-    return FallbackStore("redis", RedisStore(client), local, on_change=metrics.redis_up.set)
+    store = FallbackStore("redis", RedisStore(client), local)
+    metrics.collect_also(RedisUp(store.look))
+    return store
 
 
 def _answers(keep_s: float, client: redis.Redis | None) -> AnswerStore:

@@ -26,12 +26,14 @@ _log = logging.getLogger(__name__)
 
 #: a full bucket is the quota of so many seconds
 WINDOW_S = 60.0
-#: as far below empty as a bucket goes; also bounds what a clock that jumps can do
+#: as far below empty as a bucket goes. One that seems to be further is of a time before its clock was set back: it is full again
 DEEPEST_S = 2 * WINDOW_S
 #: for the last bits of a sum
 EPSILON_S = 1e-6
 #: seconds until a store that failed is tried again
 RETRY_S = 1.0
+#: a bucket of no key; names of others have a ``#``
+_PROBE = "probe"
 _BUSY_S = 2.0
 
 
@@ -90,7 +92,9 @@ class SqliteStore:
     def _update(self, connection: sqlite3.Connection, name: str, cost_s: float, limit_s: float | None) -> float:
         now_s = self._clock_s()
         row = connection.execute("SELECT full_s FROM bucket WHERE name = ?", (name,)).fetchone()
-        used_s = min(max(row[0] - now_s, 0.0), DEEPEST_S) if row else 0.0
+        used_s = max(row[0] - now_s, 0.0) if row else 0.0
+        if used_s > DEEPEST_S + EPSILON_S:
+            used_s = 0.0
         if limit_s is not None and used_s + cost_s > limit_s:
             return float(used_s + cost_s - WINDOW_S)
         if row is None:  # a moment to forget the buckets that are full
@@ -137,18 +141,15 @@ class FallbackStore:
         first: Store,
         second: Store,
         *,
-        on_change: Callable[[bool], None] = lambda up: None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._first = first
         self._second = second
-        self._on_change = on_change
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._up = True
         self._retry_at_s = 0.0
-        on_change(True)
 
     def take(self, name: str, cost_s: float) -> float:
         if self._may_try():
@@ -162,15 +163,23 @@ class FallbackStore:
         return self._second.take(name, cost_s)
 
     def charge(self, name: str, cost_s: float) -> None:
-        if self._may_try():
-            try:
-                self._first.charge(name, cost_s)
-            except StoreDown as error:
-                self._went_down(error)
-            else:
-                self._came_up()
-                return
-        self._second.charge(name, cost_s)
+        if not self._charge_first(name, cost_s):
+            self._second.charge(name, cost_s)
+
+    def look(self) -> bool:
+        """Whether the first store takes what is written to it: tried out, since nobody may have asked it for a long time."""
+        return self._charge_first(_PROBE, EPSILON_S)
+
+    def _charge_first(self, name: str, cost_s: float) -> bool:
+        if not self._may_try():
+            return False
+        try:
+            self._first.charge(name, cost_s)
+        except StoreDown as error:
+            self._went_down(error)
+            return False
+        self._came_up()
+        return True
 
     def _may_try(self) -> bool:
         """While the store is down only one thread a second waits for it."""
@@ -188,7 +197,6 @@ class FallbackStore:
             was_up, self._up = self._up, False
             self._retry_at_s = self._clock_s() + RETRY_S
         if was_up:
-            self._on_change(False)
             _log.warning(
                 "limits.store_down", extra=fields(store=self._name, error=str(error), instead="limits of this server alone")
             )
@@ -199,5 +207,4 @@ class FallbackStore:
         with self._lock:
             was_up, self._up = self._up, True
         if not was_up:
-            self._on_change(True)
             _log.info("limits.store_back", extra=fields(store=self._name))

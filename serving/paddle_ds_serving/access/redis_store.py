@@ -26,7 +26,8 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local full = tonumber(redis.call('GET', KEYS[1]) or '0')
 local cost, limit, window, deepest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local used = math.min(math.max(full - now, 0), deepest)
+local used = math.max(full - now, 0)
+if used > deepest + 0.001 then used = 0 end
 if limit >= 0 and used + cost > limit then
   return string.format('%.6f', used + cost - window)
 end

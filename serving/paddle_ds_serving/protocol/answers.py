@@ -122,12 +122,40 @@ class AdminEngine(msgspec.Struct, frozen=True):
     starts: int
 
 
+class AdminSeconds(msgspec.Struct, frozen=True):
+    """A time, over all requests that were compared."""
+
+    median: float
+    p95: float
+
+
+class AdminOldAndNew(msgspec.Struct, frozen=True):
+    """The same time of the engine that serves and of the one that joins."""
+
+    old: AdminSeconds
+    new: AdminSeconds
+
+
+class AdminShadow(msgspec.Struct, frozen=True):
+    """Live requests that a new engine answered, too, before it is switched to. `agreement` is the mean share of equal tokens."""
+
+    requests: int
+    compared: int
+    identical: int
+    failed: int
+    missed: int
+    agreement: float | None
+    first_token_s: AdminOldAndNew | None
+    total_s: AdminOldAndNew | None
+
+
 class AdminUpdate(msgspec.Struct, frozen=True):
-    """The update that runs, and what the last one failed with."""
+    """The update that runs, and what the last one failed with. `shadow` is null unless a comparison runs."""
 
     running: bool
     stage: str | None
     last_error: str | None
+    shadow: AdminShadow | None
 
 
 class AdminPlace(msgspec.Struct, frozen=True):
@@ -168,6 +196,7 @@ class AdminUpdated(msgspec.Struct, frozen=True):
     manifest_verified: bool
     mode: Literal["beside", "after_drain"]
     seconds: float
+    shadow: AdminShadow | None = None
 
 
 class AdminDrained(msgspec.Struct, frozen=True):

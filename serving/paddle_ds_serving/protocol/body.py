@@ -14,7 +14,14 @@ from paddle_ds.errors import InvalidRequest, RequestError, UnsupportedParameter
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_PATH = re.compile(r"^(?P<problem>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+#: Objects and lists of a body; more than a prompt of a million tokens has in source code, where each bracket counts, too. A body
+#: of millions of them would take gigabytes and hold up all other requests of its worker for seconds.
+MAX_BRACKETS = 250_000
+#: names longer than this resemble none that is known
+_MAX_COMPARED_CHARACTERS = 64
+
+#: what msgspec writes before the path of a field
+_AT = " - at `"
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _UNKNOWN = re.compile(r"contains unknown field `(?P<name>[^`]+)`")
 
@@ -40,11 +47,13 @@ def decode(body: bytes, kind: type[T], refused: Mapping[str, Refused]) -> T:
     """Read ``body`` as JSON into ``kind``.
 
     Raises:
-        InvalidRequest: not JSON, not an object, a field is missing or of the wrong type.
+        InvalidRequest: not JSON, not an object, too many brackets, a field is missing or of the wrong type.
         UnsupportedParameter: a field is in ``refused``, or is neither there nor in ``kind``.
     """
     if not body.strip():
         raise InvalidRequest("the request body is empty; send a JSON object")
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise InvalidRequest(f"the request body has more than {MAX_BRACKETS} opening brackets")
     try:
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -66,7 +75,8 @@ def check_refused(name: str, value: Any, refused: Mapping[str, Refused], known: 
     """Raise :class:`UnsupportedParameter` unless ``name`` is a refused field with a harmless value."""
     rule = refused.get(name)
     if rule is None:
-        close = difflib.get_close_matches(name, [*known, *refused], n=3, cutoff=0.6)
+        compares = len(name) <= _MAX_COMPARED_CHARACTERS
+        close = difflib.get_close_matches(name, [*known, *refused], n=3, cutoff=0.6) if compares else []
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UnsupportedParameter(f"unknown parameter {name!r}{hint}", param=name)
     if not rule.harmless(value):
@@ -74,9 +84,10 @@ def check_refused(name: str, value: Any, refused: Mapping[str, Refused], known: 
 
 
 def _readable(message: str) -> RequestError:
-    found = _PATH.match(message)
-    assert found is not None  # the pattern matches any text
-    problem, path = found["problem"], (found["path"] or "$").removeprefix("$").lstrip(".")
+    problem, at, path = message.rpartition(_AT)
+    if not at:
+        problem, path = message, "$"
+    path = path.removesuffix("`").removeprefix("$").lstrip(".")
     if missing := _MISSING.search(problem):
         param = ".".join(filter(None, (path, missing["name"])))
         return InvalidRequest(f"{param} is required", param=param)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, g
 
-from paddle_ds.errors import EngineUnavailable, InternalError, PaddleDSError
+from paddle_ds.errors import EngineUnavailable, InternalError, InvalidRequest, PaddleDSError
 from paddle_ds_serving.access.errors import PermissionDenied
 from paddle_ds_serving.access.scopes import Scope
 from paddle_ds_serving.routes.bodies import json_body
@@ -16,6 +16,9 @@ from paddle_ds_serving.service import current
 from paddle_ds_serving.supervision import control
 
 blueprint = Blueprint("admin", __name__)
+
+#: Linux takes no longer one
+_MAX_PATH_BYTES = 4096
 
 
 class LoadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,6 +28,14 @@ class LoadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     #: refuse requests and drain where memory does not allow two engines
     may_drain: bool = True
+    #: compare it before it is switched to, on so many per cent of the requests
+    shadow: float | None = None
+    #: how many, by default 50
+    shadow_requests: int | None = None
+    #: and for how long at most, by default 300
+    shadow_limit_s: float | None = None
+    #: refuse it where less of its tokens are those of the current one, from 0 to 1
+    min_agreement: float | None = None
 
 
 class RollbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +68,9 @@ def status() -> Response:
 def load() -> Response:
     """Serve another checkpoint. The answer comes when it is served, or refused."""
     body = json_body(LoadRequest)
-    return _ask("load", path=body.path, may_drain=body.may_drain)
+    if "\0" in body.path or len(body.path.encode()) > _MAX_PATH_BYTES:
+        raise InvalidRequest(f"path has a null character, or more than {_MAX_PATH_BYTES} bytes", param="path")
+    return _ask("load", **msgspec.structs.asdict(body))
 
 
 @blueprint.post("/admin/rollback")

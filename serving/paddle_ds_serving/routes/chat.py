@@ -36,6 +36,7 @@ def create() -> Response:
         opens_turn=request.opens_turn,
         continues=bool(request.continue_final_message),
         template_kwargs=request.chat_template_kwargs,
+        limit_tokens=served.model.max_context_tokens,
     )
     check_length([prompt], params, served.model.max_context_tokens, "messages")
     order = Order(f"chatcmpl-{service.make_id()}", [prompt], params, request.reasoning_format or "deepseek")

@@ -31,8 +31,12 @@ def create() -> Response:
     served = service.served(request.model)
     params = completion_params(request, served.defaults, served.tokenizer.num_tokens)
     adds_special = request.add_special_tokens is not False
-    prompts = [text_prompt(served.tokenizer, prompt, add_special_tokens=adds_special) for prompt in request.prompts()]
-    check_length(prompts, params, served.model.max_context_tokens, "prompt")
+    limit_tokens = served.model.max_context_tokens
+    prompts = [
+        text_prompt(served.tokenizer, prompt, add_special_tokens=adds_special, limit_tokens=limit_tokens)
+        for prompt in request.prompts()
+    ]
+    check_length(prompts, params, limit_tokens, "prompt")
     order = Order(f"cmpl-{service.make_id()}", prompts, params, None)
     generation = service.start(order, served)
     writer = _Writer(request, order, served, service.unix_s())

@@ -56,8 +56,9 @@ def create() -> Response:
 def _prompt(request: wire.GenerateRequest, served: Served) -> Prompt:
     """One user turn; a model without a chat template gets the text itself."""
     if served.tokenizer.chat_template is None:
-        return text_prompt(served.tokenizer, request.prompt)
-    return chat_prompt(served.tokenizer, [{"role": "user", "content": request.prompt}])
+        return text_prompt(served.tokenizer, request.prompt, limit_tokens=served.model.max_context_tokens)
+    messages = [{"role": "user", "content": request.prompt}]
+    return chat_prompt(served.tokenizer, messages, limit_tokens=served.model.max_context_tokens, param="prompt")
 
 
 class _Writer:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from paddle_ds_serving.logprobs import token_name
-from paddle_ds_serving.prompts import chat_prompt, check_ids
+from paddle_ds_serving.prompts import chat_prompt, check_ids, refuse_far_too_long
 from paddle_ds_serving.protocol import tokenize as wire
 from paddle_ds_serving.routes.bodies import json_body
 from paddle_ds_serving.service import current
 from paddle_ds_serving.sse import json_response
 
 blueprint = Blueprint("tokens", __name__)
+
+#: texts of more than twice as many are refused; what a request may hold does not matter here
+_LIMIT_TOKENS = 2**20
 
 
 @blueprint.post("/tokenize")
@@ -24,9 +27,17 @@ def tokenize() -> Response:
     if request.messages is not None:
         continues = bool(request.continue_final_message)
         opens = not continues if request.add_generation_prompt is None else request.add_generation_prompt
-        kwargs = request.chat_template_kwargs
-        ids = chat_prompt(tokenizer, request.messages, opens_turn=opens, continues=continues, template_kwargs=kwargs).ids
+        prompt = chat_prompt(
+            tokenizer,
+            request.messages,
+            opens_turn=opens,
+            continues=continues,
+            template_kwargs=request.chat_template_kwargs,
+            limit_tokens=_LIMIT_TOKENS,
+        )
+        ids = prompt.ids
     else:
+        refuse_far_too_long(tokenizer, request.prompt or "", _LIMIT_TOKENS, "prompt")
         ids = tokenizer.encode(request.prompt or "", add_special_tokens=request.add_special_tokens is not False)
     names = [token_name(tokenizer, token_id) for token_id in ids] if request.return_token_strs else None
     return json_response(wire.TokenizeResponse(len(ids), served.model.max_context_tokens, ids, names))

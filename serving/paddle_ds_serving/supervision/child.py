@@ -67,9 +67,7 @@ class Child:
             return
         if self._process is None:
             if now >= self._start_again_s:
-                self._process = self._start()
-                self._started_s = now
-                self.num_starts += 1
+                self._try_to_start(now)
             return
         self.last_status = self._process.poll()
         if self.last_status is None:
@@ -78,11 +76,20 @@ class Child:
         self.num_deaths += 1
         if now - self._started_s > _HEALTHY_AFTER_S:
             self._pause_s = _FIRST_PAUSE_S
-        self._start_again_s = now + self._pause_s
-        logger.error(
-            "child.died",
-            extra=fields(child=self.name, status=self.last_status, restart_in_s=self._pause_s, starts=self.num_starts),
-        )
+        self._pause(now, "child.died", status=self.last_status)
+
+    def _try_to_start(self, now_s: float) -> None:
+        """Where there is no room for another process, later."""
+        self.num_starts += 1
+        self._started_s = now_s
+        try:
+            self._process = self._start()
+        except OSError as error:
+            self._pause(now_s, "child.not_started", reason=str(error))
+
+    def _pause(self, now_s: float, event: str, **why: object) -> None:
+        self._start_again_s = now_s + self._pause_s
+        logger.error(event, extra=fields(child=self.name, **why, restart_in_s=self._pause_s, starts=self.num_starts))
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def stop(self, grace_s: float) -> None:

@@ -75,18 +75,23 @@ class ControlServer:
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         try:
-            question = msgspec.json.decode(_read_line(connection))
-            handler = self._handlers.get(str(question.get("op"))) if isinstance(question, dict) else None
+            question = _read_question(connection)
+            handler = self._handlers.get(str(question.get("op")))
             if handler is None:
                 raise InvalidRequest(f"no such operation; have: {', '.join(self._handlers)}", param="op")
             return {"result": handler(question)}
         except PaddleDSError as error:
             return {"error": error.info()}
-        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-            return {"error": InvalidRequest(f"not a question: {error}").info()}
         except Exception as error:
             _log.error("control.crashed", exc_info=error)
             return {"error": InternalError(f"the supervisor failed: {error!r}").info()}
+
+
+def _read_question(connection: socket.socket) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(_read_line(connection), type=dict[str, Any])
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise InvalidRequest(f"not a question: {error}") from error
 
 
 class _Answer(msgspec.Struct):

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -15,8 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from paddle_ds.config.engine import EngineConfig
+from paddle_ds.errors import RunDirectoryError
 from paddle_ds.ipc.client import EngineClient
 from paddle_ds.logs import fields
 from paddle_ds_serving.supervision import pointer
@@ -42,7 +47,7 @@ class Unit:
         self.socket = f"engine-{number}.sock"
         self._socket_path = directory / self.socket
         self._config_path = directory / f"engine-{number}.json"
-        self._config_path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+        pointer.put(self._config_path, json.dumps(config.to_dict()).encode())
         self._start_process = start
         self.child = Child("engine", self._start)
         self.client = EngineClient(self._socket_path)
@@ -101,6 +106,7 @@ class Fleet:
         self._generation = 1
         self._past_deaths = 0
         self._refusal = ""
+        self._shadow_percent = 0.0
         self.current = Unit(1, directory, config, start)
         self._joining: Unit | None = None
         self._draining: list[Unit] = []
@@ -130,17 +136,27 @@ class Fleet:
     def refuse(self, reason: str) -> None:
         """Take no new requests, or (with an empty reason) take them again."""
         with self._lock:
+            self._point(refusal=reason)
             self._refusal = reason
-            self._point()
 
     def join(self, config: EngineConfig) -> Unit:
         """Let an engine be started that may become the current one."""
         with self._lock:
             assert self._joining is None, "one at a time"
-            self._numbers += 1
-            self._joining = Unit(self._numbers, self._directory, config, self._start)
-            self._point()
-            return self._joining
+            unit = self._make(config)
+            self._point_to(unit, next_socket=unit.socket)
+            self._joining = unit
+            return unit
+
+    def shadow(self, percent: float) -> None:
+        """Have HTTP workers report how the current engine answers so many of their requests; 0: none any more."""
+        with self._lock:
+            try:
+                self._point(shadow_percent=percent)
+            except RunDirectoryError:
+                if percent:
+                    raise  # that it is over is told with the next change
+            self._shadow_percent = percent
 
     def drop(self) -> None:
         """The engine that joins is not wanted."""
@@ -149,17 +165,19 @@ class Fleet:
             if unit is not None:
                 unit.child.end(_GRACE_S)
                 self._leaving.append(unit)
-                self._point()
+                with contextlib.suppress(RunDirectoryError):  # that it joins no more is told with the next change
+                    self._point()
 
     def switch(self) -> None:
         """Requests go to the engine that joins from here on; the one they went to drains."""
         with self._lock:
             assert self._joining is not None, "there is none to switch to"
+            # first: where there is no room for the pointer nothing has changed
+            self._point(generation=self._generation + 1, socket=self._joining.socket, next_socket=None, refusal="")
             old, self.current, self._joining = self.current, self._joining, None
             self._past_deaths += old.child.num_deaths
             self._generation += 1
             self._refusal = ""
-            self._point()
             old.drain(self._drain_s)
             (self._leaving if old.child.ending else self._draining).append(old)
         _log.info(
@@ -175,12 +193,12 @@ class Fleet:
     def start_current(self) -> None:
         """A new engine with the configuration of the one that was stopped."""
         with self._lock:
+            unit = self._make(self.current.config)
+            self._point_to(unit, generation=self._generation + 1, socket=unit.socket)
             self._leaving.append(self.current)
             self._past_deaths += self.current.child.num_deaths
-            self._numbers += 1
-            self.current = Unit(self._numbers, self._directory, self.current.config, self._start)
+            self.current = unit
             self._generation += 1
-            self._point()
 
     def watch(self) -> None:
         """Start, restart, end and forget, as each needs. Main thread only."""
@@ -214,6 +232,24 @@ class Fleet:
         for unit in (self.current, *([self._joining] if self._joining else ()), *self._draining, *self._leaving):
             unit.child.kill()
 
-    def _point(self) -> None:
+    def _make(self, config: EngineConfig) -> Unit:
+        self._numbers += 1
+        return Unit(self._numbers, self._directory, config, self._start)
+
+    def _point_to(self, unit: Unit, **changes: Any) -> None:
+        """As ``_point``; a new engine that cannot be told of is none."""
+        try:
+            self._point(**changes)
+        except RunDirectoryError:
+            unit.close()
+            raise
+
+    def _point(self, **changes: Any) -> None:
+        """Tell HTTP workers how things are, or how they are to be.
+
+        Raises:
+            RunDirectoryError: they were told nothing.
+        """
         joining = self._joining.socket if self._joining else None
-        pointer.write(self._directory, Pointer(self._generation, self.current.socket, joining, self._refusal))
+        now = Pointer(self._generation, self.current.socket, joining, self._refusal, self._shadow_percent)
+        pointer.write(self._directory, msgspec.structs.replace(now, **changes))

@@ -66,7 +66,8 @@ class HealthWatch:
     def check(self) -> None:
         """One canary on the current engine; the third failure in a row asks for its restart."""
         unit = self._fleet.current
-        if self._updater.running or not unit.ready:
+        loads = self._updater.running and self._updater.comparison is None
+        if loads or not unit.ready:
             return  # loading, or gone and about to be started: there are others to see to that
         try:
             self._canary_for(unit).sing(unit.client)

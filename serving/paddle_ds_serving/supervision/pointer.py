@@ -1,7 +1,7 @@
 """The pointer: a small file in the run directory that says which engine gets new requests.
 
     run directory (mode 0700)
-      ├── current.json          {"generation": 2, "socket": "engine-2.sock", "next_socket": null, "refusal": ""}
+      ├── current.json          {"generation": 2, "socket": "engine-2.sock", "next_socket": null, "refusal": "", …}
       ├── engine-1.sock         the old engine, until its last stream has ended
       ├── engine-2.sock
       └── control.sock          commands and /admin
@@ -12,10 +12,13 @@ the moment of the switch, for all HTTP workers at once: each looks at the file b
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import msgspec
+
+from paddle_ds.errors import RunDirectoryError
 
 FILE_NAME = "current.json"
 
@@ -30,13 +33,30 @@ class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     next_socket: str | None = None
     #: why no request is taken now; empty: they are
     refusal: str = ""
+    #: share of new requests whose answers workers report, so that the engine that joins can be compared; 0: none
+    shadow_percent: float = 0.0
 
 
 def write(directory: Path, pointer: Pointer) -> None:
-    """Put it in place, whole."""
-    partial = directory / f".{FILE_NAME}.partial"
-    partial.write_bytes(msgspec.json.encode(pointer))
-    os.replace(partial, directory / FILE_NAME)
+    """Put it in place, whole. Raises as :func:`put` does, and then the old one stays."""
+    put(directory / FILE_NAME, msgspec.json.encode(pointer))
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file of the run directory, whole or not at all.
+
+    Raises:
+        RunDirectoryError: the disk refuses, mostly because it is full.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        reason = error.strerror or type(error).__name__
+        raise RunDirectoryError(f"{path.parent}: cannot be written to ({reason}); make room there and try again") from error
 
 
 class PointerFile:

@@ -35,11 +35,12 @@ class EngineSwitch:
 
     Attributes:
         on_joined: called with the client of an engine that is ready and will be, or was just, switched to.
+        directory: where the pointer is.
     """
 
     def __init__(self, directory: Path, connect: Callable[[Path], AnyClient] = EngineClient) -> None:
         self.on_joined: Callable[[AnyClient], None] = lambda client: None
-        self._directory = directory
+        self.directory = directory
         self._connect = connect
         self._file = PointerFile(directory)
         self._lock = threading.Lock()
@@ -65,6 +66,11 @@ class EngineSwitch:
         if pointer.generation > 1 and client.info is None:  # it was ready when it was switched to
             self._await(client, self._wait_until_s.get(pointer.socket, 0.0))
         return client
+
+    @property
+    def pointer(self) -> Pointer | None:
+        """As it is now; ``None``: there is none."""
+        return self._current()[0]
 
     @property
     def info(self) -> EngineInfo | None:
@@ -112,7 +118,7 @@ class EngineSwitch:
 
     def _client(self, socket: str) -> AnyClient:
         if socket not in self._clients:
-            self._clients[socket] = self._connect(self._directory / socket)
+            self._clients[socket] = self._connect(self.directory / socket)
             self._wait_until_s[socket] = time.monotonic() + CONNECT_S
         return self._clients[socket]
 

@@ -1,6 +1,6 @@
 """How a server gets another checkpoint, and its earlier one back.
 
-    verify ─► load beside ─► canary ─► switch ─► the old engine drains
+    verify ─► load beside ─► canary ─► shadow, if asked ─► switch ─► the old engine drains
                   │ memory plan refuses
                   └─► refuse new requests ─► drain ─► end the old engine ─► load ─► canary ─► switch
                                                                               │ refused
@@ -35,12 +35,16 @@ from paddle_ds.errors import (
     ManifestMismatchError,
     MemoryPlanError,
     NothingToRollBack,
+    RunDirectoryError,
     UpdateRunning,
     from_info,
 )
+from paddle_ds.ipc.messages import ModelInfo
 from paddle_ds.logs import fields
 from paddle_ds_serving.supervision.canary import Canary, CanaryConfig
 from paddle_ds_serving.supervision.fleet import Fleet, Unit
+from paddle_ds_serving.supervision.shadow import Report, ShadowPlan, ShadowResult, judge
+from paddle_ds_serving.supervision.shadow_replay import Comparison, check_same_tokens, model_of
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Updated(msgspec.Struct, frozen=True):
     #: ``beside``: loaded while the old one served. ``after_drain``: there was no memory for both, requests were refused meanwhile
     mode: Literal["beside", "after_drain"]
     seconds: float
+    #: how its answers compared with those of the one before; ``None``: that was not asked for
+    shadow: ShadowResult | None = None
 
 
 class Updater:
@@ -88,13 +94,15 @@ class Updater:
         self.stage = ""
         self.last_error = ""
         self.switched_s: float | None = None
+        #: of live traffic, while it runs
+        self.comparison: Comparison | None = None
 
     @property
     def running(self) -> bool:
         return self._lock.locked()
 
-    def load(self, path: str, *, may_drain: bool = True) -> Updated:
-        """Serve the checkpoint at ``path`` instead of the current one.
+    def load(self, path: str, *, may_drain: bool = True, shadow: ShadowPlan | None = None) -> Updated:
+        """Serve the checkpoint at ``path`` instead of the current one; with ``shadow``, after it was compared with that.
 
         Raises:
             UpdateRunning: another update is under way.
@@ -111,7 +119,7 @@ class Updater:
             name = current.config.served_name or (info.model.name if info and info.model else "")
             config = dataclasses.replace(current.config, model=resolved, served_name=name)
             before = self._place(current)
-            done = self._change(config, "", may_drain)
+            done = self._change(config, "", may_drain, shadow)
             self.history = [*self.history, before][-_MAX_HISTORY:]
             return done
 
@@ -151,7 +159,13 @@ class Updater:
         known = Path(model).exists()
         return Place(dataclasses.replace(unit.config, model=model) if known else unit.config, unit.version)
 
-    def _change(self, config: EngineConfig, expected_version: str, may_drain: bool) -> Updated:
+    def report(self, report: Report) -> None:
+        """Take what an HTTP worker tells of the current engine; nothing where no comparison runs any more."""
+        comparison = self.comparison
+        if comparison is not None:
+            comparison.offer(report)
+
+    def _change(self, config: EngineConfig, expected_version: str, may_drain: bool, shadow: ShadowPlan | None = None) -> Updated:
         started_s = time.monotonic()
         previous = self._fleet.current.version
         path = Path(resolve_model(config))
@@ -163,20 +177,25 @@ class Updater:
         verified = path.is_dir() and manifest.verify(path)
         mode: Literal["beside", "after_drain"] = "beside"
         try:
-            self._bring_up(config)
+            compared = self._bring_up(config, shadow)
         except MemoryPlanError as error:
+            if shadow is not None:
+                raise MemoryPlanError(
+                    f"a shadow comparison needs memory for two engines, and there is none: {error.message}", param="shadow"
+                ) from error
             if not may_drain:
                 raise
+            compared = None
             mode = "after_drain"
             _log.warning("update.drains", extra=fields(because=error.message))
             self._change_after_drain(config)
         unit = self._fleet.current
         self.switched_s = time.monotonic()
         seconds = round(time.monotonic() - started_s, 3)
-        return Updated(str(path), unit.version, previous, verified, mode, seconds)
+        return Updated(str(path), unit.version, previous, verified, mode, seconds, compared)
 
-    def _bring_up(self, config: EngineConfig) -> None:
-        """Start an engine, let it sing, and switch to it; or end it."""
+    def _bring_up(self, config: EngineConfig, shadow: ShadowPlan | None = None) -> ShadowResult | None:
+        """Start an engine, let it sing, compare it if that is asked for, and switch to it; or end it."""
         unit = self._fleet.join(config)
         try:
             self.stage = "loading"
@@ -186,11 +205,32 @@ class Updater:
             assert info.model is not None
             self.stage = "canary"
             Canary.of(self._canary, info.model).sing(unit.client)
+            compared = None if shadow is None else self._compare(unit, info.model, shadow)
+            self._fleet.switch()
         except BaseException:
             self._fleet.drop()
             self._wait(lambda: unit.child.ended)  # and with it the memory that another attempt may need
             raise
-        self._fleet.switch()
+        return compared
+
+    def _compare(self, unit: Unit, model: ModelInfo, plan: ShadowPlan) -> ShadowResult:
+        """Have live requests answered a second time by the engine that joins. Raises where it is not to be switched to."""
+        check_same_tokens(model_of(self._fleet.current.client), model)
+        self.comparison = comparison = Comparison(plan, unit.socket, unit.client)
+        self.stage = "shadowing"
+        try:
+            self._fleet.shadow(plan.percent)
+            self._wait(lambda: comparison.done or not _is_alive(unit))
+        finally:
+            self._fleet.shadow(0.0)
+            comparison.close()
+            self.comparison = None
+        if not _is_alive(unit):
+            raise EngineDied(f"the engine died while its answers were compared (exit status {unit.child.last_status})")
+        result = comparison.result()
+        _log.info("update.shadowed", extra=fields(**msgspec.to_builtins(result)))
+        judge(plan, result)
+        return result
 
     def _change_after_drain(self, config: EngineConfig) -> None:
         self._fleet.refuse("the server is changing its model and has no memory for two; try again in a moment")
@@ -204,11 +244,22 @@ class Updater:
             try:
                 self._bring_up(config)
             except BaseException:
-                self._fleet.start_current()
+                self._insist(self._fleet.start_current)
                 self._wait(lambda: self._fleet.current.ready)
                 raise
         finally:
-            self._fleet.refuse("")
+            self._insist(lambda: self._fleet.refuse(""))
+
+    def _insist(self, act: Callable[[], None]) -> None:
+        """Until there is room for it in the run directory: what is left undone here would be an outage."""
+        while not self._stopping():
+            try:
+                return act()
+            except RunDirectoryError as error:
+                if self.stage != error.message:
+                    _log.error("update.waits", extra=fields(reason=error.message))
+                self.stage = error.message
+            time.sleep(_POLL_S)
 
     def _wait(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -230,6 +281,10 @@ class Updater:
         finally:
             self.stage = ""
             self._lock.release()
+
+
+def _is_alive(unit: Unit) -> bool:
+    return not unit.child.num_deaths and not unit.child.ending
 
 
 def _is_loaded(unit: Unit) -> bool:
