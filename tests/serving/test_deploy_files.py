@@ -284,8 +284,11 @@ def elk(name: str) -> Any:
     return json.loads((DEPLOY / "elk" / name).read_text(encoding="utf-8"))
 
 
-def test_elastic_knows_every_field_of_a_requests_line(make_server, caplog: pytest.LogCaptureFixture) -> None:
-    server = make_server(environ={"PADDLE_DS_LOG_PROMPTS": "1"})
+def test_elastic_knows_every_field_of_a_requests_line(
+    make_server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")  # ids for the log, and nothing sent
+    server = make_server(environ={"PADDLE_DS_LOG_PROMPTS": "1", "PADDLE_DS_TRACING": "1"})
     with caplog.at_level(logging.INFO, logger="paddle_ds_serving"):
         server.chat(stream=True)
         server.chat(temperature=9)
