@@ -41,17 +41,22 @@ def test_more_streams_than_there_are_threads_are_refused_while_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--threads 8")
-    clients = [Client("prompt", body(number, 300, False)) for number in range(60)]
+    clients = [Client("stopped", body(number, 200, True)) for number in range(40)]
     with serve(tmp_path, "--num-threads", "1") as server:
-        readers = Readers(port_of(server.url), clients, Pace(arrivals_per_s=400, pause_s=0, stopped_s=0, limit_s=200))
+
+        def all_others_have_their_answer() -> bool:
+            return sum(client.answer.ended for client in clients) + readers.num_open == len(clients)
+
+        pace = Pace(arrivals_per_s=400, pause_s=0, stopped_s=50, limit_s=200)
+        readers = Readers(port_of(server.url), clients, pace, all_others_have_their_answer)
         asyncio.run(readers.run())
         server.wait_idle()
-    ended_s: dict[str, list[float]] = {}
-    for client in clients:
-        ended_s.setdefault(client.outcome, []).append(client.ended_s)
-    assert set(ended_s) == {"ok", "503 server_overloaded"}  # with `retry-after`, or the outcome would say so
-    assert 6 <= len(ended_s["ok"]) <= 12  # six threads of each of two workers may stream
-    assert max(ended_s["503 server_overloaded"]) < min(ended_s["ok"])
+    # a stream goes on only when all who were refused know it. With no `retry-after` the outcome would say so
+    outcomes = readers.outcomes["stopped"]
+    assert set(outcomes) == {"ok", "503 server_overloaded"}
+    assert 6 <= outcomes["ok"] <= 12  # six threads of each of two workers may stream
+    refused_s = [client.ended_s for client in clients if client.outcome != "ok"]
+    assert max(refused_s) < min(client.ended_s for client in clients if client.outcome == "ok")
 
 
 def test_streams_that_the_grace_period_does_not_let_finish_are_told_so(tmp_path: Path) -> None:

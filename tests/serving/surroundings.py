@@ -61,10 +61,12 @@ def may_mount() -> bool:
     """Whether there can be small disks."""
     if os.geteuid() != 0:
         return False
-    with tempfile.TemporaryDirectory() as parent, contextlib.suppress(OSError, subprocess.CalledProcessError):
-        with small_disk(Path(parent) / "disk", 1 << 16):
-            return True
-    return False
+    with tempfile.TemporaryDirectory() as parent:
+        try:
+            with small_disk(Path(parent) / "disk", 1 << 16):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
 
 
 @contextlib.contextmanager

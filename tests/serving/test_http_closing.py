@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -92,3 +94,18 @@ def test_a_client_that_reads_slowly_and_steadily_gets_all(start_gunicorn: Start)
     answer = json.loads(received.partition(b"\r\n\r\n")[2])
     assert answer["count"] == len(answer["token_strs"])
     assert "client.stalled" not in server.log
+
+
+@pytest.mark.parametrize(("num_writes", "error"), [(1, "client_gone"), (2, "client_gone"), (3, None)])
+def test_a_stream_whose_last_write_failed_did_not_end_well(
+    make_server: Callable[..., Any], caplog: pytest.LogCaptureFixture, num_writes: int, error: str | None
+) -> None:
+    caplog.set_level("INFO", "paddle_ds_serving.request_log")
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    response = make_server(burst=True).client.post("/v1/chat/completions", json=body)
+    writes = iter(response.response)
+    taken = list(itertools.islice(writes, num_writes))  # the answer, its end, and that there is no more
+    assert taken[-1].endswith(b"data: [DONE]\n\n") == (num_writes > 1)
+    response.close()
+    (line,) = [record.paddle_ds_fields for record in caplog.records if record.getMessage() == "http.request"]
+    assert line.get("error_code") == error

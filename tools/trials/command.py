@@ -18,16 +18,13 @@ class Trial(Protocol):
 
     HELP: str
 
-    @staticmethod
-    def arguments(parser: argparse.ArgumentParser) -> None:
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this trial."""
 
-    @staticmethod
-    def run(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    def run(self, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         """Carry it out in an empty directory. The result has ``passed``."""
 
-    @staticmethod
-    def rows(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    def rows(self, result: dict[str, Any], options: argparse.Namespace) -> list[str]:
         """The result as rows of the table in docs/reliability.md."""
 
 

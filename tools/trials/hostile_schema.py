@@ -1,8 +1,8 @@
 """Schemathesis on ``/openapi.json``, from an environment of its own.
 
 It is a command here and no dependency: it brings a dozen packages that nothing else needs, and what it finds, it finds from
-outside. An own generator from the same schemas would have to know what schemathesis knows: bodies, paths, queries and headers that
-fit and that do not, methods that are not there, and checks of status, type and schema of each answer against the document.
+outside. An own generator from the same schemas would have to know what schemathesis knows: bodies, paths, queries and headers
+that fit and that do not, methods that are not there, and checks of status, type and schema of each answer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import subprocess
 import venv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 VERSION = "4.32.5"
@@ -21,12 +22,10 @@ _NOT_OURS = "ST108"
 _CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 #: requests of the phase that goes through every keyword of every schema, whatever number was asked for
 _NUM_SYSTEMATIC = 1150
-_NUM_OPERATIONS = 19
+_NUM_OPERATIONS = 20
+#: routes whose valid bodies change what is served
+_CHANGES = ("/admin/models/load", "/admin/rollback", "/admin/drain")
 _REQUEST_S = 120
-
-
-class SchemathesisMissing(Exception):
-    """It is not there. The message says how to get it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +40,13 @@ def program(directory: Path, *, install: bool) -> Path:
     """The command in the environment ``directory``, which ``install`` makes where it is not there.
 
     Raises:
-        SchemathesisMissing: there is none, or it cannot be installed.
+        SystemExit: there is none, or it cannot be installed. The message says what to do.
     """
     found = directory / "bin" / "schemathesis"
     if found.is_file():
         return found
     if not install:
-        raise SchemathesisMissing(
+        raise SystemExit(
             f"{found} is not there; give --install once (it makes an environment and fetches schemathesis=={VERSION}), "
             "or leave this part out with --without schema"
         )
@@ -59,26 +58,47 @@ def program(directory: Path, *, install: bool) -> Path:
         check=False,
     )
     if done.returncode or not found.is_file():
-        raise SchemathesisMissing(f"schemathesis=={VERSION} cannot be installed: {done.stderr.strip()[-500:]}")
+        raise SystemExit(f"schemathesis=={VERSION} cannot be installed: {done.stderr.strip()[-500:]}")
     return found
 
 
 def probe(command: Path, url: str, key: str, count: int, seed: int, directory: Path) -> SchemaResult:
-    """About so many requests, with data that fit the document and with data that do not."""
-    report = directory / "schemathesis.ndjson"
+    """About so many requests, with data that fit the document and with data that do not.
+
+    Administration gets only what does not fit: a path that fits is an update like any other, and schemathesis finds one in the
+    answer of ``/admin/status``.
+    """
     per_operation = max(1, (count - _NUM_SYSTEMATIC) // _NUM_OPERATIONS)
-    arguments = ["--no-color", "run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {key}", "--mode", "all"]
-    arguments += ["--phases", "coverage,fuzzing", "--max-examples", str(per_operation), "--seed", str(seed), "--no-shrink"]
-    arguments += ["--checks", _CHECKS, "--continue-on-failure", "--generation-database", "none", "--workers", "4"]
-    arguments += ["--request-timeout", str(_REQUEST_S), "--suppress-health-check", "all"]
-    arguments += ["--exclude-path", "/admin/drain"]  # a valid body there ends all else
-    arguments += ["--report", "ndjson", "--report-ndjson-path", str(report)]
-    # it keeps a directory of its own in the current one
+    common = [str(command), "--no-color", "run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {key}"]
+    common += ["--phases", "coverage,fuzzing", "--max-examples", str(per_operation), "--seed", str(seed), "--no-shrink"]
+    common += ["--checks", _CHECKS, "--continue-on-failure", "--generation-database", "none", "--workers", "4"]
+    common += ["--request-timeout", str(_REQUEST_S), "--suppress-health-check", "all"]
+    parts = [
+        ["--mode", "all", *(word for path in _CHANGES for word in ("--exclude-path", path))],
+        ["--mode", "negative", *(word for path in _CHANGES for word in ("--include-path", path))],
+    ]
+    statuses: Counter[str] = Counter()
+    failures: list[str] = []
+    for number, part in enumerate(parts):
+        found = _run([*common, *part], directory, f"schemathesis-{number}.ndjson")
+        statuses += found.statuses
+        failures += found.failures
+    return SchemaResult(statuses, failures)
+
+
+def _run(arguments: Sequence[str], directory: Path, name: str) -> SchemaResult:
+    report = directory / name
+    environ = {**os.environ, "HOME": str(directory)}  # it keeps files of its own there and in the current directory
     done = subprocess.run(
-        [str(command), *arguments], cwd=directory, env={**os.environ, "HOME": str(directory)}, capture_output=True, text=True
+        [*arguments, "--report", "ndjson", "--report-ndjson-path", str(report)],
+        cwd=directory,
+        env=environ,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if not report.is_file():
-        raise SchemathesisMissing(f"schemathesis ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
+        raise SystemExit(f"schemathesis ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
     return read(report)
 
 

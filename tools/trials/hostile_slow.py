@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import requests
+
 from trials.wire import parse, problem_of
 
 _HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\n"

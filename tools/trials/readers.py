@@ -84,6 +84,11 @@ class Readers:
         self._read_on = asyncio.Event()
 
     @property
+    def num_open(self) -> int:
+        """Streams that are open now."""
+        return len(self._open)
+
+    @property
     def outcomes(self) -> dict[str, dict[str, int]]:
         """How often each kind of client saw what."""
         by_kind = {kind: Counter(client.outcome for client in self._clients if client.kind == kind) for kind in KINDS}

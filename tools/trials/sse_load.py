@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--slow", type=int, default=100, help="of these read slowly, pause, or stop reading; a third each")
     parser.add_argument("--tokens", type=int, default=400, help="tokens of each answer")
-    parser.add_argument("--arrivals", type=float, default=250.0, help="new clients in a second")
+    parser.add_argument("--arrivals", type=float, default=400.0, help="new clients in a second")
     parser.add_argument("--write-timeout", type=float, default=20.0, help="PADDLE_DS_WRITE_TIMEOUT_S of the server")
     parser.add_argument("--runs", type=int, default=2, help="equal loads after each other; the first warms up")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which a request counts as one that hangs")
@@ -49,7 +49,7 @@ def run(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         start = now_bytes(server)
         loads = [_load(server, options) for _ in range(options.runs)]
     first, last = loads[0], loads[-1]
-    grown = max(last["peak_mib"]["all"] / first["peak_mib"]["all"], last["after_mib"]["all"] / first["after_mib"]["all"])
+    grown = max(last[when]["anonymous"] / first[when]["anonymous"] for when in ("peak_mib", "after_mib"))
     return {
         "start_mib": mib(start),
         "loads": loads,

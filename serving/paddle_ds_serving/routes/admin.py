@@ -68,9 +68,17 @@ def status() -> Response:
 def load() -> Response:
     """Serve another checkpoint. The answer comes when it is served, or refused."""
     body = json_body(LoadRequest)
-    if "\0" in body.path or len(body.path.encode()) > _MAX_PATH_BYTES:
-        raise InvalidRequest(f"path has a null character, or more than {_MAX_PATH_BYTES} bytes", param="path")
+    _check_path(body.path)
     return _ask("load", **msgspec.structs.asdict(body))
+
+
+def _check_path(path: str) -> None:
+    if "\0" in path or len(path.encode()) > _MAX_PATH_BYTES:
+        raise InvalidRequest(f"path has a null character, or more than {_MAX_PATH_BYTES} bytes", param="path")
+    try:
+        Path(path).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise InvalidRequest(f"path: {error}", param="path") from error
 
 
 @blueprint.post("/admin/rollback")
