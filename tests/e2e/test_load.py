@@ -22,10 +22,10 @@ def port_of(url: str) -> int:
 
 
 def test_200_open_streams_of_which_20_are_slow_all_end_as_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PADDLE_DS_WRITE_TIMEOUT_S", "2")
+    monkeypatch.setenv("PADDLE_DS_WRITE_TIMEOUT_S", "3")
     clients = mixed(200, 20, 60)
     with serve(tmp_path, "--num-threads", "1") as server:
-        pace = Pace(arrivals_per_s=400, pause_s=1, stopped_s=60, limit_s=200, sip_bytes=8192)
+        pace = Pace(arrivals_per_s=400, pause_s=0.5, stopped_s=60, limit_s=200, sip_bytes=8192)
         readers = Readers(port_of(server.url), clients, pace, lambda: clients_gone(server.url) == 6)
         asyncio.run(readers.run())
         server.wait_idle()

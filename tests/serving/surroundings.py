@@ -104,10 +104,10 @@ class SlowLine:
 
     async def _end(self) -> None:
         self._server.close()
-        ours = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in ours:
-            task.cancel()
-        await asyncio.gather(*ours, return_exceptions=True)
+        while ours := asyncio.all_tasks() - {asyncio.current_task()}:  # again: a connection may just have been accepted
+            for task in ours:
+                task.cancel()
+            await asyncio.gather(*ours, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
