@@ -41,6 +41,7 @@ def create_app(
     """
     app = Flask("paddle_ds_serving", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    app.url_map.merge_slashes = False  # it answers with a redirection to the host that the client names
     own: dict[str, Any] = {"make_id": make_id, "unix_s": unix_s}
     service = Service(
         engine,

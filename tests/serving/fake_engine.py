@@ -227,18 +227,19 @@ class IpcEngine:
     def __init__(self, socket_path: Path, directory: Path, script: Script = ANSWERS) -> None:
         self.actor = Actor(Tokenizer.from_dir(directory), script)
         self._server = EngineServer(socket_path, ready_info(directory, max_context_tokens=4096))
-        self._outbox: queue.SimpleQueue[tuple[bytes, Event] | None] = queue.SimpleQueue()
+        #: an event for one worker, or a word to all; sent by one thread, as the server's socket demands
+        self._outbox: queue.SimpleQueue[tuple[bytes, Event] | EngineInfo | Stats | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._receive, daemon=True), threading.Thread(target=self._send)]
         for thread in self._threads:
             thread.start()
 
     def fail_with(self, error: ErrorInfo) -> None:
         """Tell the workers that the engine failed."""
-        self._server.broadcast(EngineInfo("boot-1", "failed", 1, 0.0, None, error))
+        self._outbox.put(EngineInfo("boot-1", "failed", 1, 0.0, None, error))
 
-    def broadcast_stats(self) -> None:
+    def broadcast_stats(self, stats: Stats = STATS) -> None:
         """One Stats frame to every worker."""
-        self._server.broadcast(STATS)
+        self._outbox.put(stats)
 
     def close(self) -> None:
         self.actor.closing.set()
@@ -262,6 +263,9 @@ class IpcEngine:
 
     def _send(self) -> None:
         while (item := self._outbox.get()) is not None:
+            if not isinstance(item, tuple):
+                self._server.broadcast(item)
+                continue
             client, event = item
             step = (
                 Step(deltas=[event])

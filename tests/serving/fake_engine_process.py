@@ -93,7 +93,7 @@ def main() -> None:
     engine = fake_engine.IpcEngine(options.socket, directory, behaviour.script())
     stats = msgspec.structs.replace(fake_engine.STATS, num_running=0, num_waiting=0, failure_run_max=behaviour.failure_run)
     while not stopping:
-        engine._server.broadcast(stats)
+        engine.broadcast_stats(stats)
         time.sleep(0.02)
     engine.close()
 

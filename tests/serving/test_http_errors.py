@@ -29,6 +29,11 @@ def test_unknown_route(server):
     assert error_of(server.get("/v1/nothing"), 404)["code"] == "not_found"
 
 
+def test_a_path_with_two_slashes_is_another_one_and_redirects_nobody(server):
+    response = server.get("/v1//models", headers={"host": "elsewhere.example"})
+    assert (response.status_code, response.headers.get("location")) == (404, None)
+
+
 def test_wrong_method_names_the_right_one(server):
     response = server.get("/v1/chat/completions")
     assert error_of(response, 405)["code"] == "method_not_allowed"

@@ -20,6 +20,7 @@ from paddle_ds.errors import (
     CheckpointNotFound,
     ConfigError,
     EngineDied,
+    InvalidRequest,
     MemoryPlanError,
     NothingToRollBack,
     PaddleDSError,
@@ -123,10 +124,19 @@ def test_one_update_at_a_time(world: World) -> None:
     assert [error.http_status for error in problems] == [409]
 
 
-def test_a_path_that_is_not_there_starts_nothing(world: World) -> None:
-    with pytest.raises(CheckpointNotFound):
-        world.updater.load("/nowhere/at/all")
+def test_a_path_that_is_not_there_starts_nothing(world: World, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would never end
+    for path in ("/nowhere/at/all", "/dev/zero", "a\0b", str(tmp_path / "pipe")):
+        with pytest.raises(CheckpointNotFound):
+            world.updater.load(path)
     assert world.fleet.generation == 1
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000])
+def test_what_cannot_be_a_path_is_the_questions_fault(world: World, path: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        world.updater.load(path)
+    assert refused.value.param == "path"
 
 
 def test_failures_in_a_row_after_an_update_take_it_back(world: World) -> None:

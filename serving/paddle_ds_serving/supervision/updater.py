@@ -32,6 +32,7 @@ from paddle_ds.errors import (
     CheckpointNotFound,
     EngineDied,
     EngineUnavailable,
+    InvalidRequest,
     ManifestMismatchError,
     MemoryPlanError,
     NothingToRollBack,
@@ -109,11 +110,8 @@ class Updater:
             PaddleDSError: the checkpoint is refused, with the reason.
         """
         with self._alone():
-            place = Path(path).expanduser()
-            if not place.exists():
-                raise CheckpointNotFound(f"{path}: no such directory or file; a hub name or URL has to be fetched first")
             # a link may lead elsewhere tomorrow; the way back must lead to what is there today
-            resolved = str(place.resolve())
+            resolved = str(_find(path).resolve())
             current = self._fleet.current
             info = current.client.info
             name = current.config.served_name or (info.model.name if info and info.model else "")
@@ -285,6 +283,18 @@ class Updater:
 
 def _is_alive(unit: Unit) -> bool:
     return not unit.child.num_deaths and not unit.child.ending
+
+
+def _find(path: str) -> Path:
+    """The directory or file that was asked for. A pipe or a device is neither: reading it might never end."""
+    try:
+        place = Path(path).expanduser()
+        found = place.is_dir() or place.is_file()
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a null character, too long
+        raise InvalidRequest(f"path: {error}", param="path") from error
+    if not found:
+        raise CheckpointNotFound(f"{path}: no such directory or file; a hub name or URL has to be fetched first")
+    return place
 
 
 def _is_loaded(unit: Unit) -> bool:
