@@ -7,11 +7,11 @@ PORT ?= 8000
 MODEL ?=
 ARGS ?=
 
-.PHONY: help serve test test-floor check bench wheel sanitize quant-table golden lock clean
+.PHONY: help serve test test-floor check bench trials wheel sanitize quant-table golden lock clean
 
 help:
 	@echo "make serve [MODEL=path-or-hub-name] [HOST=127.0.0.1] [PORT=8000] [ARGS='--quant w8a8 ...']"
-	@echo "make test | check | bench | wheel | test-floor | sanitize | quant-table | golden | lock | clean"
+	@echo "make test | check | bench | trials | wheel | test-floor | sanitize | quant-table | golden | lock | clean"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python found; install python3.11 and python3.11-venv, or call make with PYTHON=..."; exit 1; }
@@ -47,6 +47,14 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@mkdir -p bench-results
 	$(BIN)/python tools/bench_peers.py --all --json bench-results/bench.json $(ARGS)
+
+# Faults and loads under a running server, about three quarters of an hour: the table of docs/reliability.md. As root, with redis-server and faketime.
+trials: $(VENV)/.dev
+	@mkdir -p bench-results && rm -f bench-results/trials.jsonl
+	@failed=0; for trial in "load_trial.py clients" "load_trial.py stop" "load_trial.py stop --grace 2" "fault_trial.py hostile --install" \
+	    "fault_trial.py update" "fault_trial.py kill" "fault_trial.py checkpoint" "fault_trial.py disk" "fault_trial.py redis" \
+	    "fault_trial.py clock" "fault_trial.py delay"; do \
+	    $(BIN)/python tools/$$trial --json bench-results/trials.jsonl || failed=1; done; exit $$failed
 
 # A wheel with the operators built for the Paddle in the lock and this platform, in dist/.
 wheel: $(VENV)/.serve

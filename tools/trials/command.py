@@ -36,11 +36,15 @@ def main(document: str, trials: Mapping[str, Trial]) -> int:
         own = choices.add_parser(name, help=trial.HELP)
         trial.arguments(own)
         own.add_argument("--log", type=Path, default=Path(os.devnull), help="file that keeps what the server writes")
+        own.add_argument("--json", type=Path, help="file to which the result is added as a line")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))  # so that the server does not outlive the trial
     trial = trials[options.trial]
     with tempfile.TemporaryDirectory(prefix="pds-") as name:
         result = {"trial": options.trial, **trial.run(Path(name), options)}
     print(json.dumps(result))
+    if options.json is not None:
+        with options.json.open("a", encoding="utf-8") as results:
+            results.write(json.dumps(result) + "\n")
     print("\n".join(trial.rows(result, options)))
     return 0 if result["passed"] else 1
