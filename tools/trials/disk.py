@@ -159,7 +159,7 @@ def _snapshots(directory: Path, disk: Any, options: argparse.Namespace) -> dict[
             disk.free()
             pull(url, out)
             update = server.ask("load", path=str(out))
-            clients.stop()
+            time.sleep(options.seconds / 4)  # answers of the new version
     return {
         "refused_with": refused,
         "untouched": untouched,

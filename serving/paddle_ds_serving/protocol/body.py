@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_BRACKETS = 250_000
 #: names longer than this resemble none that is known
 _MAX_COMPARED_CHARACTERS = 64
+
+_preparing = threading.Lock()
+_known: set[type[msgspec.Struct]] = set()
 
 #: what msgspec writes before the path of a field
 _AT = " - at `"
@@ -66,9 +70,22 @@ def decode(body: bytes, kind: type[T], refused: Mapping[str, Refused]) -> T:
     for name in [name for name in raw if name not in fields]:
         check_refused(name, raw.pop(name), refused, fields)
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, _prepared(kind))
     except msgspec.ValidationError as error:
         raise _readable(str(error)) from error
+
+
+def _prepared(kind: type[T]) -> type[T]:
+    """``kind``, after msgspec has collected what it must know of it.
+
+    It does so at the first use, and not under a lock: a thread that comes meanwhile finds the half of it, and the process ends
+    (a segmentation fault in msgspec 0.22).
+    """
+    if kind not in _known:
+        with _preparing:
+            msgspec.json.Decoder(kind)
+            _known.add(kind)
+    return kind
 
 
 def check_refused(name: str, value: Any, refused: Mapping[str, Refused], known: Iterable[str]) -> None:

@@ -99,6 +99,10 @@ class _Answer(msgspec.Struct):
     error: ErrorInfo | None = None
 
 
+#: made now, not at the first use by one of many threads: msgspec has no lock there, and a second thread would end the process
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
 def ask(path: Path, op: str, /, *, timeout_s: float | None = None, **arguments: Any) -> Any:
     """Ask the supervisor whose control socket is at ``path`` and wait for its answer.
 
@@ -116,7 +120,7 @@ def ask(path: Path, op: str, /, *, timeout_s: float | None = None, **arguments: 
         raise EngineUnavailable(f"no server answers at {path}: {error}") from error
     if not line:
         raise EngineUnavailable(f"the server at {path} ended without an answer")
-    answer = msgspec.json.decode(line, type=_Answer)
+    answer = _decode_answer(line)
     if answer.error is not None:
         raise from_info(answer.error)
     _log.debug("control.answered", extra=fields(op=op))

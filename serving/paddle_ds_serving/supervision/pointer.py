@@ -37,6 +37,10 @@ class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadow_percent: float = 0.0
 
 
+#: made now, not at the first use by one of many threads: msgspec has no lock there, and a second thread would end the process
+_decode = msgspec.json.Decoder(Pointer).decode
+
+
 def write(directory: Path, pointer: Pointer) -> None:
     """Put it in place, whole. Raises as :func:`put` does, and then the old one stays."""
     put(directory / FILE_NAME, msgspec.json.encode(pointer))
@@ -73,7 +77,7 @@ class PointerFile:
             found = os.stat(self._path)
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
             if seen != self._seen:
-                self._pointer = msgspec.json.decode(self._path.read_bytes(), type=Pointer)
+                self._pointer = _decode(self._path.read_bytes())
                 self._seen = seen
         except FileNotFoundError:
             self._seen = self._pointer = None

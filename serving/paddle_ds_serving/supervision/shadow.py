@@ -91,6 +91,10 @@ class Report(msgspec.Struct, frozen=True):
     num_missed: int = 0
 
 
+#: collects what msgspec must know of it now, not at the first use by one of many threads, which would end the process
+msgspec.json.Decoder(Report)
+
+
 class Replayed(msgspec.Struct, frozen=True):
     """One answer of the new engine; ``None`` in its place says that it failed where the old one had answered."""
 
