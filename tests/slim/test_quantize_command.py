@@ -131,7 +131,12 @@ def test_ctrl_c_leaves_no_checkpoint_and_the_next_run_goes_on(tmp_path: Path, ta
     out, work = tmp_path / "out", tmp_path / ".out.work"
     arguments = ["quantize", str(EMBEDDED_MODEL), str(out), "--recipe", "w8a8-gptq", *FAST, *task]
     command = [sys.executable, "-m", "paddle_ds", *arguments]
-    with subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+    def heed_ctrl_c() -> None:  # where these tests run in the background of a shell, it is ignored, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ, preexec_fn=heed_ctrl_c, **pipes) as process:  # noqa: PLW1509
         deadline = time.monotonic() + 120
         while not list(work.glob("layer-00001*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
