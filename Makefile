@@ -50,11 +50,11 @@ bench: $(VENV)/.dev
 
 # Faults and loads under a running server, about three quarters of an hour: the table of docs/reliability.md. As root, with redis-server and faketime.
 trials: $(VENV)/.dev
-	@mkdir -p bench-results && rm -f bench-results/trials.jsonl
+	@mkdir -p bench-results && rm -f bench-results/trials.*
 	@failed=0; for trial in "load_trial.py clients" "load_trial.py stop" "load_trial.py stop --grace 2" "fault_trial.py hostile --install" \
 	    "fault_trial.py update" "fault_trial.py kill" "fault_trial.py checkpoint" "fault_trial.py disk" "fault_trial.py redis" \
 	    "fault_trial.py clock" "fault_trial.py delay"; do \
-	    $(BIN)/python tools/$$trial --json bench-results/trials.jsonl || failed=1; done; exit $$failed
+	    $(BIN)/python tools/$$trial --json bench-results/trials.jsonl --log bench-results/trials.log || failed=1; done; exit $$failed
 
 # A wheel with the operators built for the Paddle in the lock and this platform, in dist/.
 wheel: $(VENV)/.serve
