@@ -2,7 +2,7 @@
 
 The "checkpoint" is a directory with a tokenizer and ``fake.json``:
 
-    {"needs_room": false, "failure_run": 0, "mute": false, "dies": false, "answer": "…", "dies_later": false}
+    {"needs_room": false, "failure_run": 0, "mute": false, "fails": false, "dies": false, "answer": "…", "dies_later": false}
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Behaviour:
     failure_run: int = 0
     #: every request fails
     mute: bool = False
+    #: cannot load
+    fails: bool = False
     #: ends while it loads
     dies: bool = False
     #: what it says to every request
@@ -79,7 +81,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: stopping.append(signum))
     if behaviour.dies:
         sys.exit(3)
-    if behaviour.needs_room and any(_answers(path) for path in options.socket.parent.glob("engine-*.sock")):
+    needs_room = behaviour.needs_room and any(_answers(path) for path in options.socket.parent.glob("engine-*.sock"))
+    if needs_room or behaviour.fails:
         error = MemoryPlanError("no room").info()
         server = EngineServer(options.socket, EngineInfo(f"{os.getpid()}", "failed", os.getpid(), error=error))
         while not stopping:

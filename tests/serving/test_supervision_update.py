@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -137,6 +138,17 @@ def test_what_cannot_be_a_path_is_the_questions_fault(world: World, path: str) -
     with pytest.raises(InvalidRequest) as refused:
         world.updater.load(path)
     assert refused.value.param == "path"
+
+
+def test_an_engine_that_cannot_load_again_is_tried_until_it_can(world: World) -> None:
+    behaviour = Path(world.fleet.current.config.model) / "fake.json"
+    behaviour.write_text(json.dumps({"fails": True}))  # what another process took of the memory, say
+    world.fleet.current.child.kill()
+    assert eventually(lambda: world.fleet.num_restarts >= 2)
+    assert not world.fleet.current.ready
+    behaviour.write_text("{}")
+    assert eventually(lambda: world.fleet.current.ready)
+    assert world.served == "first"
 
 
 def test_failures_in_a_row_after_an_update_take_it_back(world: World) -> None:

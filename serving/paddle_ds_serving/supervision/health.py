@@ -62,6 +62,17 @@ class HealthWatch:
         if reason and not self._going_back:
             self._going_back = True
             threading.Thread(target=self._go_back, args=(reason,), name="rollback", daemon=True).start()
+        elif not self._going_back and not self._updater.running:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        """Restart an engine that could not load what an earlier one served: the memory or the file may be there next time."""
+        unit = self._fleet.current
+        info = unit.client.info
+        if info is None or info.state != "failed" or info.pid != unit.child.pid or unit.child.ending:
+            return
+        _log.error("engine.failed", extra=fields(reason=info.error.message if info.error else "no reason given"))
+        unit.child.kill()  # its next start has the pause of a death
 
     def check(self) -> None:
         """One canary on the current engine; the third failure in a row asks for its restart."""
