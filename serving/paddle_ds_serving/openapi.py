@@ -159,14 +159,14 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=_SUPERVISOR,
     ),
     Operation(
-        *("POST", "/admin/models/load", "loadModel", "Serve another checkpoint", "admin", answers.AdminUpdated),
+        *("POST", "/admin/models/load", "loadModel", "Serve another checkpoint", "admin", answers.Updated),
         body=LoadRequest,
         errors=_UPDATES,
         codes=(*_REFUSED, (400, errors.ShadowMismatchError.code)),
         example={"path": "/models/r1-distill-qwen-1.5b-w8a8"},
     ),
     Operation(
-        *("POST", "/admin/rollback", "rollBack", "Serve the checkpoint that was served before", "admin", answers.AdminUpdated),
+        *("POST", "/admin/rollback", "rollBack", "Serve the checkpoint that was served before", "admin", answers.Updated),
         body=RollbackRequest,
         errors=(*_UPDATES, errors.NothingToRollBack),
         codes=_REFUSED,

@@ -22,14 +22,13 @@ from paddle_ds.errors import EngineDied
 from paddle_ds_serving.access import scopes
 from paddle_ds_serving.openapi import OPERATIONS
 from paddle_ds_serving.openapi_document import document, errors_of
-from paddle_ds_serving.protocol import answers
+from paddle_ds_serving.protocol.answers import Updated
 from paddle_ds_serving.protocol.body import decode
 from paddle_ds_serving.supervision import control
 from paddle_ds_serving.supervision.canary import CanaryConfig
 from paddle_ds_serving.supervision.health import HealthWatch
 from paddle_ds_serving.supervision.operations import operations
-from paddle_ds_serving.supervision.shadow import ShadowResult
-from paddle_ds_serving.supervision.updater import Place, Updated, Updater
+from paddle_ds_serving.supervision.updater import Place, Updater
 
 UPDATED = Updated("/models/new", "w8a8-1", "w8a8-0", True, "beside", 1.5)
 BODIES = [operation for operation in OPERATIONS if operation.body is not None]
@@ -198,11 +197,6 @@ def test_a_failure_inside_the_engine_is_in_the_document(make_server, doc):
         response = ask(server, operation)
         assert (response.status_code, response.json["error"]["code"]) == (503, "engine_died")
         assert "`engine_died`" in shown(doc, operation)["responses"]["503"]["description"]
-
-
-def test_the_answer_of_an_update_is_the_supervisors():
-    assert answers.AdminUpdated.__struct_fields__ == Updated.__struct_fields__
-    assert answers.AdminShadow.__struct_fields__ == ShadowResult.__struct_fields__
 
 
 def test_the_document_follows_the_table():

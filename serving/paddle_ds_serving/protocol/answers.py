@@ -1,6 +1,6 @@
 """Types of the answers that routes write without a record of their own.
 
-They are for ``/openapi.json``; a test holds the routes to them.
+They are for ``/openapi.json``; a test holds the routes to them. Those of ``/admin`` that the supervisor makes are its own types.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from paddle_ds_serving.supervision.shadow import ShadowResult
 
 State = Literal["loading", "ready", "stopping", "failed", "disconnected"]
 
@@ -122,40 +124,13 @@ class AdminEngine(msgspec.Struct, frozen=True):
     starts: int
 
 
-class AdminSeconds(msgspec.Struct, frozen=True):
-    """A time, over all requests that were compared."""
-
-    median: float
-    p95: float
-
-
-class AdminOldAndNew(msgspec.Struct, frozen=True):
-    """The same time of the engine that serves and of the one that joins."""
-
-    old: AdminSeconds
-    new: AdminSeconds
-
-
-class AdminShadow(msgspec.Struct, frozen=True):
-    """Live requests that a new engine answered, too, before it is switched to. `agreement` is the mean share of equal tokens."""
-
-    requests: int
-    compared: int
-    identical: int
-    failed: int
-    missed: int
-    agreement: float | None
-    first_token_s: AdminOldAndNew | None
-    total_s: AdminOldAndNew | None
-
-
 class AdminUpdate(msgspec.Struct, frozen=True):
     """The update that runs, and what the last one failed with. `shadow` is null unless a comparison runs."""
 
     running: bool
     stage: str | None
     last_error: str | None
-    shadow: AdminShadow | None
+    shadow: ShadowResult | None
 
 
 class AdminPlace(msgspec.Struct, frozen=True):
@@ -187,16 +162,19 @@ class AdminStatus(msgspec.Struct, frozen=True):
     rolled_back_because: str | None
 
 
-class AdminUpdated(msgspec.Struct, frozen=True):
+class Updated(msgspec.Struct, frozen=True):
     """An update or a rollback that worked."""
 
     path: str
     weight_version: str
     previous_version: str
+    #: whether every tensor was compared with ``manifest.json``; false: there is none, only the reader's own checks
     manifest_verified: bool
+    #: ``beside``: loaded while the old one served. ``after_drain``: there was no memory for both, requests were refused meanwhile
     mode: Literal["beside", "after_drain"]
     seconds: float
-    shadow: AdminShadow | None = None
+    #: how its answers compared with those of the one before; ``None``: that was not asked for
+    shadow: ShadowResult | None = None
 
 
 class AdminDrained(msgspec.Struct, frozen=True):

@@ -104,21 +104,21 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 class Seconds(msgspec.Struct, frozen=True):
-    """A time, over all requests."""
+    """A time, over all requests that were compared."""
 
     median: float
     p95: float
 
 
 class OldAndNew(msgspec.Struct, frozen=True):
-    """The same time of both engines, over the same requests."""
+    """The same time of the engine that serves and of the one that joins."""
 
     old: Seconds
     new: Seconds
 
 
 class ShadowResult(msgspec.Struct, frozen=True):
-    """What came out."""
+    """Live requests that a new engine answered, too, before it is switched to. `agreement` is the mean share of equal tokens."""
 
     #: how many were to be compared
     requests: int

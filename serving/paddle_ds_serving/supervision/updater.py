@@ -42,6 +42,7 @@ from paddle_ds.errors import (
 )
 from paddle_ds.ipc.messages import ModelInfo
 from paddle_ds.logs import fields
+from paddle_ds_serving.protocol.answers import Updated
 from paddle_ds_serving.supervision.canary import Canary, CanaryConfig
 from paddle_ds_serving.supervision.fleet import Fleet, Unit
 from paddle_ds_serving.supervision.shadow import Report, ShadowPlan, ShadowResult, judge
@@ -64,21 +65,6 @@ class Place:
     @property
     def path(self) -> str:
         return resolve_model(self.config)
-
-
-class Updated(msgspec.Struct, frozen=True):
-    """The answer to an update or a rollback that worked."""
-
-    path: str
-    weight_version: str
-    previous_version: str
-    #: whether every tensor was compared with ``manifest.json``; false: there is none, only the reader's own checks
-    manifest_verified: bool
-    #: ``beside``: loaded while the old one served. ``after_drain``: there was no memory for both, requests were refused meanwhile
-    mode: Literal["beside", "after_drain"]
-    seconds: float
-    #: how its answers compared with those of the one before; ``None``: that was not asked for
-    shadow: ShadowResult | None = None
 
 
 class Updater:
