@@ -8,6 +8,8 @@ nothing of an answer, would hold all threads of a worker for as long as they lik
         408                          408                              the connection is closed, its answers are aborted
 
 Requests that Gunicorn's parser refuses never reach the application; here they get the same error object as all others.
+
+A worker that is told to end does so wherever the signal finds it: just forked, or holding a lock of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import errno
 import http
 import logging
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -37,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 #: connections that may wait for their clients' last word at a time; more are closed at once
 _NUM_LINGERING = 64
+#: what streams have for their last words, and threads for their last lines, where a worker has to end at once
+_END_WITHIN_S = 1.5
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _NOT_FATAL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ECONNABORTED)
 _STATUS_OF = {
     parser_errors.LimitRequestLine: 414,
@@ -154,6 +161,34 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         self._write_s = settings.write_timeout_s
         self._linger: Linger | None = None
 
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Called once, in Gunicorn's master, before workers are forked.
+
+        A worker has the master's handlers until it sets its own, and these would only note that the master was told to end. So
+        stop signals wait meanwhile; see :meth:`init_signals`.
+        """
+        super().check_config(cfg, log)
+        os.register_at_fork(
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS),
+        )
+
+    def init_signals(self) -> None:
+        """Called after the fork."""
+        super().init_signals()
+        signal.signal(signal.SIGALRM, _end_now)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+    def handle_quit(self, sig: int, frame: object) -> None:
+        """End within ``_END_WITHIN_S``, whatever threads wait for. Called between any two instructions of the main thread.
+
+        The base class takes a lock of the thread pool here. Where the main thread was about to hand over a request it holds
+        that lock already, and waits for itself until the master kills it after the grace period.
+        """
+        signal.setitimer(signal.ITIMER_REAL, _END_WITHIN_S, _END_WITHIN_S)
+        self.handle_exit(sig, frame)
+
     def load_wsgi(self) -> None:
         """Called after the fork."""
         super().load_wsgi()
@@ -224,6 +259,10 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
             client.sendall(head.encode() + body)
         except OSError:
             _log.debug("http.refusal_unread")
+
+
+def _end_now(signum: int, frame: object) -> None:
+    os._exit(0)
 
 
 def _info_of(error: BaseException) -> ErrorInfo:

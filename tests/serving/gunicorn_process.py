@@ -31,6 +31,7 @@ class GunicornProcess:
         ping_s: float = 15.0,
         more_environ: Mapping[str, str] | None = None,
         scheme: str = "http",
+        config: Path = ROOT / "serving" / "gunicorn.conf.py",
     ) -> None:
         directory.mkdir(parents=True)
         # a Unix socket's path has 107 bytes, pytest's directories are long
@@ -49,7 +50,7 @@ class GunicornProcess:
             "PADDLE_DS_LOG_FORMAT": "json",
             **(more_environ or {}),
         }
-        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "serving" / "gunicorn.conf.py")]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(config)]
         command += ["--bind", f"127.0.0.1:{self.port}", "--workers", str(num_workers), "--threads", "16"]
         self._log_path = directory / "log"
         with self._log_path.open("wb") as log:
