@@ -48,7 +48,7 @@ bench: $(VENV)/.dev
 	@mkdir -p bench-results
 	$(BIN)/python tools/bench_peers.py --all --json bench-results/bench.json $(ARGS)
 
-# Faults and loads under a running server, about three quarters of an hour: the table of docs/reliability.md. As root, with redis-server and faketime.
+# Faults and loads under a running server, about half an hour: the table of docs/reliability.md. As root, with redis-server and faketime.
 trials: $(VENV)/.dev
 	@mkdir -p bench-results && rm -f bench-results/trials.*
 	@failed=0; for trial in "load_trial.py clients" "load_trial.py stop" "load_trial.py stop --grace 2" "fault_trial.py hostile --install" \
