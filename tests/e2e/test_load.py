@@ -23,15 +23,15 @@ def port_of(url: str) -> int:
 
 def test_200_open_streams_of_which_20_are_slow_all_end_as_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PADDLE_DS_WRITE_TIMEOUT_S", "3")
-    clients = mixed(200, 20, 60)
+    clients = mixed(200, 20, 180)  # large answers of 330 kB: the kernel was seen to take 94 kB for a client that reads nothing
     with serve(tmp_path, "--num-threads", "1") as server:
         pace = Pace(arrivals_per_s=400, pause_s=0.5, stopped_s=60, limit_s=200, sip_bytes=8192)
         readers = Readers(port_of(server.url), clients, pace, lambda: clients_gone(server.url) == 6)
         asyncio.run(readers.run())
         server.wait_idle()
+        assert readers.outcomes == {"prompt": {"ok": 180}, "slow": {"ok": 7}, "pausing": {"ok": 7}, "stopped": {"cut off": 6}}
         assert clients_gone(server.url) == 6
-    assert readers.outcomes == {"prompt": {"ok": 180}, "slow": {"ok": 7}, "pausing": {"ok": 7}, "stopped": {"cut off": 6}}
-    assert {client.answer.num_tokens for client in clients if client.outcome == "ok"} == {60}
+    assert {client.answer.num_tokens for client in clients if client.outcome == "ok"} == {180}
     # greedy answers to the same question are the same, or something was lost or mixed up on the way
     answers = {(str(client.body["messages"]), client.answer.text) for client in clients if client.outcome == "ok"}
     assert len(answers) == len(dict(answers)) == 16
