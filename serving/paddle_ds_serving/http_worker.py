@@ -186,7 +186,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
         The base class takes a lock of the thread pool here. Where the main thread was about to hand over a request it holds
         that lock already, and waits for itself until the master kills it after the grace period.
         """
-        signal.setitimer(signal.ITIMER_REAL, _END_WITHIN_S, _END_WITHIN_S)
+        signal.setitimer(signal.ITIMER_REAL, _END_WITHIN_S, _END_WITHIN_S)  # again and again: Python's own end takes no handlers
         self.handle_exit(sig, frame)
 
     def load_wsgi(self) -> None:

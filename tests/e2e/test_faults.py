@@ -24,12 +24,17 @@ def test_killed_engine_fails_its_streams_and_comes_back(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         gunicorn = {process.pid for process in server.family() if "gunicorn" in " ".join(process.cmdline())}
         unready = threading.Event()
-        all_run = threading.Barrier(8, lambda: os.kill(server.engine_pid(), signal.SIGKILL), timeout=60)
 
         def watch() -> None:
             while server.health()[0] == 200:
                 time.sleep(0.02)
             unready.set()
+
+        def kill() -> None:
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            threading.Thread(target=watch, daemon=True).start()
+
+        all_run = threading.Barrier(8, kill, timeout=60)
 
         def ask(index: int) -> tuple[dict[str, object], float]:
             body = chat_body("1+1", stream=True, ignore_eos=True, max_tokens=900, n=8)
@@ -42,7 +47,6 @@ def test_killed_engine_fails_its_streams_and_comes_back(tmp_path: Path) -> None:
             assert rest[-1] == "[DONE]"
             return rest[-2]["error"], time.monotonic() - killed_s  # type: ignore[index, return-value]
 
-        threading.Thread(target=watch, daemon=True).start()
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(8)))
         assert [error["code"] for error, _ in answers] == ["engine_died"] * 8
